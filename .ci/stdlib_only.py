@@ -1,0 +1,28 @@
+"""Fails when a script imports what is not in the standard library of every Python from 3.6 on."""
+
+import ast
+import sys
+
+# distutils and others that newer versions have dropped are not in here; nor is what came after 3.6.
+ALLOWED = """
+    ast compileall ctypes errno fcntl io json os py_compile re select shlex shutil signal socket stat
+    subprocess sys tempfile threading time traceback tunnel zlib
+"""
+
+bad = []
+for path in sys.argv[1:]:
+    with open(path, encoding="utf-8") as stream:
+        tree = ast.parse(stream.read(), path)
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "."]
+        bad += [
+            "{}:{}: imports {}".format(path, node.lineno, n)
+            for n in names
+            if n.split(".")[0] not in ALLOWED.split()
+        ]
+print("\n".join(bad) or "only the standard library is imported")
+sys.exit(1 if bad else 0)

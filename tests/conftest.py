@@ -1,0 +1,117 @@
+"""Fixtures: the launchers in a folder as users have it, and kernel machines with a real sshd."""
+
+import os
+import shutil
+import sys
+
+import pytest
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import frontend
+import rig
+
+CLASSIC = "usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
+CALLBACK = "usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel"
+
+
+def start(machine):
+    """Start a kernel machine; where that is not possible, skip, but in CI fail."""
+    try:
+        return machine.__enter__()
+    except rig.Unavailable as reason:
+        if os.environ.get("CI"):
+            raise
+        return pytest.skip(str(reason))
+
+
+def make_machine(request, **options):
+    machine = start(rig.KernelMachine(**options))
+    request.addfinalizer(lambda: machine.__exit__(None, None, None))
+    machine.classic = machine.install_kernel(CLASSIC)
+    machine.behave(machine.classic, "classic")
+    machine.modern = machine.install_kernel(CALLBACK)
+    return machine
+
+
+@pytest.fixture(scope="module")
+def machine(request):
+    """A kernel machine that lets ``john`` in with a key or a password."""
+    return make_machine(request, password=True)
+
+
+@pytest.fixture
+def own_machine(request):
+    """The same for a single test, which may break it."""
+    return make_machine(request, password=True)
+
+
+@pytest.fixture
+def front_end_folder(tmp_path):
+    """The launchers in a folder as on a user's machine: with blanks, and letters beyond ASCII."""
+    folder = tmp_path / "Bücher und Möbel" / "FrontEnd"
+    folder.mkdir(parents=True)
+    for name in ("tunnel.py", "tunnel_sub.py"):
+        shutil.copy(os.path.join(rig.LAUNCHERS, name), str(folder))
+    return folder
+
+
+class Desk:
+    """The front end machine of one test: launches kernels and looks at what is left."""
+
+    def __init__(self, folder, runtime):
+        self.folder, self.runtime = folder, runtime
+        self.front_ends = []
+
+    def environment(self, machine, client="ssh", **more):
+        return dict(
+            {
+                "TUNNEL_SSH": machine.client(client),
+                "TUNNEL_DEBUG": "1",
+                "XDG_RUNTIME_DIR": str(self.runtime),
+            },
+            **more,
+        )
+
+    def launch(self, machine, role, *arguments, client="ssh", host=None, kernel=None, env=None, **front_end):
+        """A front end that has launched a kernel on ``machine``; ended with the test."""
+        end = frontend.FrontEnd(role, **front_end)
+        self.front_ends.append(end)
+        kernel = kernel or (machine.modern if role == "callback" else machine.classic)
+        script = os.path.join(str(self.folder), "tunnel_sub.py" if role == "compute" else "tunnel.py")
+        end.launch(
+            *(list(arguments) + [host or machine.destination, kernel]),
+            environment=self.environment(machine, client, **(env or {})),
+            script=script,
+        )
+        return end
+
+    def logs(self):
+        """The text of all logs, in the order of their names."""
+        return [path.read_bytes().decode("utf-8") for path in sorted(self.folder.glob("Logs/*/*.log"))]
+
+    def processes(self):
+        """What was launched here and still runs, shared connections apart."""
+        return rig.processes_with("XDG_RUNTIME_DIR=" + str(self.runtime))
+
+    def no_process(self, seconds=5):
+        rig.wait_until(lambda: not self.processes(), seconds, "the end of all that was launched")
+
+
+@pytest.fixture
+def desk(front_end_folder, tmp_path):
+    runtime = tmp_path / "run"
+    runtime.mkdir(mode=0o700)
+    desk = Desk(front_end_folder, runtime)
+    yield desk
+    for end in desk.front_ends:
+        end.__exit__()
+    for pid in desk.processes():
+        if "ControlPersist=60" in rig.command_line(pid):  # a shared connection outlives its kernels
+            rig.end_process(pid)
+    try:
+        desk.no_process()
+    finally:
+        for pid in desk.processes():
+            rig.end_process(pid)

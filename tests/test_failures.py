@@ -1,0 +1,320 @@
+"""Launches that fail: each ends by itself, in time, with one line that says what to do."""
+
+import os
+import re
+import socket
+import sys
+import threading
+import time
+
+import frontend
+import pytest
+import rig
+
+clients = pytest.mark.parametrize("client", ["ssh", "plink"])
+KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
+
+
+def fails(desk, end, code, words, seconds):
+    """Assert that a launch ends with ``code``, in time, and with ``words`` in one line on stderr, which is
+    the last line of its log too."""
+    begin = time.monotonic()
+    found, errors = end.wait(seconds + 5)
+    took = time.monotonic() - begin
+    assert found == code, errors
+    assert took < seconds
+    lines = errors.splitlines()
+    assert len(lines) == 1, errors
+    assert re.search(words, lines[0]), lines[0]
+    logs = desk.logs()
+    assert logs
+    desk.no_process()
+    last = desk.logs()[-1].splitlines()[-1]
+    assert last.partition(" ")[2] == lines[0].partition(": ")[2]
+    assert not re.search(r"Traceback|internal", errors)
+    return lines[0]
+
+
+@clients
+@pytest.mark.parametrize("role", ["classic", "compute"])
+def test_no_such_host(desk, machine, client, role):
+    end = desk.launch(machine, role, client=client, host="no-such-host.invalid")
+    fails(desk, end, 255 if client == "ssh" else 1, "no machine named no-such-host.invalid", 10)
+
+
+@clients
+def test_refused_connection(desk, machine, client):
+    end = desk.launch(machine, "compute", client=client, host="{}:{}".format(machine.destination, 1))
+    fails(desk, end, 255 if client == "ssh" else 1, "refused the connection: no SSH server listens", 5)
+
+
+@clients
+def test_wrong_password(desk, machine, client):
+    host = "john:wrong-{}@{}".format(rig.PASSWORD, machine.address)
+    wrapper = machine.make_plink(key=False) if client == "plink" else keyless(machine)
+    end = desk.launch(machine, "compute", host=host, env={"TUNNEL_SSH": wrapper})
+    line = fails(desk, end, 255 if client == "ssh" else 1, "refused the login", 10)
+    assert rig.PASSWORD not in line + "".join(desk.logs())
+
+
+@clients
+def test_no_password_and_no_key_does_not_wait_for_a_terminal(desk, machine, client):
+    wrapper = machine.make_plink(key=False) if client == "plink" else keyless(machine)
+    end = desk.launch(machine, "classic", env={"TUNNEL_SSH": wrapper, "DISPLAY": ""})
+    line = fails(desk, end, 255 if client == "ssh" else 1, "refused the login", 10)
+    assert "by hand" in line or "keys" in line
+
+
+def keyless(machine):
+    """An ssh that logs in with a password only."""
+    lines = ["Host *"] + [line for line in machine.client_lines if not line.startswith("Identity")]
+    lines += ["IdentityFile none", "IdentityAgent none", "PubkeyAuthentication no"]
+    return machine.make_ssh("keyless", lines)[1]
+
+
+@clients
+def test_password_login(desk, machine, client):
+    host = "john:{}@{}".format(rig.PASSWORD, machine.address)
+    wrapper = machine.make_plink(key=False) if client == "plink" else keyless(machine)
+    end = desk.launch(machine, "callback", host=host, env={"TUNNEL_SSH": wrapper})
+    end.accept()
+    end.echo()
+    for pid in desk.processes():
+        assert pid == end.launcher.pid or rig.PASSWORD not in str(rig.command_line(pid))
+        if pid != end.launcher.pid:
+            with open("/proc/{}/environ".format(pid), "rb") as stream:
+                assert rig.PASSWORD.encode() not in stream.read()
+    end.tell(b"!quit 0\n")
+    assert end.wait()[0] == 0
+    assert rig.PASSWORD not in "".join(desk.logs())
+
+
+def test_password_is_not_given_to_a_jump_host(request, desk):
+    from conftest import make_machine
+
+    jump = make_machine(request, password=True)
+    target = make_machine(request, behind=jump, password=True)
+    lines = ["Host gate", "HostName {}".format(jump.address), "User john", "PubkeyAuthentication no"]
+    lines += ["UserKnownHostsFile {}".format(jump.known_hosts), "StrictHostKeyChecking accept-new"]
+    lines += ["Host cluster", "HostName {}".format(target.address), "ProxyJump gate"] + target.client_lines
+    _, wrapper = jump.make_ssh("asking", lines)
+    host = "john:{}@cluster".format(rig.PASSWORD)
+    end = desk.launch(target, "compute", host=host, env={"TUNNEL_SSH": wrapper})
+    fails(desk, end, 255, "closed the connection before the login|refused the login", 20)
+    assert (
+        "asked for something else than the password, not answered: john@{}".format(jump.address) in desk.logs()[0]
+    )
+    assert "Accepted password" not in jump.server_log()
+
+
+def test_askpass_works_with_ssh_older_than_8_4(desk, machine):
+    """Before 8.4 ssh knew no SSH_ASKPASS_REQUIRE; it asked the helper where it had DISPLAY and no terminal."""
+    old = machine.write(
+        "ssh-old", '#!/bin/sh\nunset SSH_ASKPASS_REQUIRE\nexec {} "$@"\n'.format(keyless(machine)), 0o755
+    )
+    host = "john:{}@{}".format(rig.PASSWORD, machine.address)
+    end = desk.launch(machine, "compute", host=host, env={"TUNNEL_SSH": old})
+    end.accept()
+    end.echo()
+
+
+def test_unknown_host_key_is_accepted_and_remembered_by_ssh(desk, machine):
+    if os.path.exists(machine.known_hosts):
+        os.remove(machine.known_hosts)
+    end = desk.launch(machine, "compute")
+    end.accept()
+    assert machine.address in open(machine.known_hosts).read()
+
+
+def test_unknown_host_key_is_refused_by_plink_with_its_fingerprint(desk, machine):
+    end = desk.launch(machine, "classic", env={"TUNNEL_SSH": machine.make_plink(trusted=False)})
+    line = fails(desk, end, 1, r"host key of \S+ is unknown \(ssh-ed25519 255 SHA256:\S+\)", 5)
+    assert "plink" in line
+    assert not machine.kernels()
+
+
+def test_changed_host_key_is_refused_by_ssh(desk, machine):
+    machine.shell("true")
+    with open(machine.path("id.pub")) as stream:
+        other = stream.read().split()[1]
+    config = [line for line in machine.client_lines if not line.startswith("UserKnownHosts")]
+    known = machine.write("known_wrong", "{} ssh-ed25519 {}\n".format(machine.address, other), 0o600)
+    _, wrapper = machine.make_ssh("wrong", ["Host *"] + config + ["UserKnownHostsFile {}".format(known)])
+    end = desk.launch(machine, "classic", env={"TUNNEL_SSH": wrapper})
+    line = fails(desk, end, 255, r"host key of \S+ has changed", 5)
+    assert "ssh-keygen -R" in line
+    assert not machine.kernels()
+
+
+def test_changed_host_key_is_refused_by_plink(desk, own_machine):
+    wrapper = own_machine.make_plink()
+    os.remove(own_machine.path("host_key"))
+    rig.must("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", own_machine.path("host_key"))
+    own_machine.restart_server()
+    end = desk.launch(own_machine, "compute", env={"TUNNEL_SSH": wrapper})
+    fails(desk, end, 1, r"host key of \S+ has changed", 5)
+    assert not own_machine.kernels()
+
+
+@clients
+@pytest.mark.parametrize("role", ["classic", "compute"])
+def test_no_such_kernel(desk, machine, client, role):
+    end = desk.launch(machine, role, client=client, kernel="/opt/Mathematica/10.1/no such/MathKernel")
+    fails(desk, end, 127, "there is no kernel /opt/Mathematica/10.1/no such/MathKernel", 5)
+
+
+@clients
+def test_kernel_that_is_not_executable(desk, machine, client):
+    path = machine.write("plain", "text")
+    end = desk.launch(machine, "compute", client=client, kernel=path)
+    fails(desk, end, 126, "cannot be executed", 5)
+
+
+@clients
+@pytest.mark.parametrize(
+    "behaviour, code, words",
+    [("unlicensed", 1, "found no licence"), ("early", 3, "ended before it called back, with exit code 3")],
+)
+def test_kernel_that_ends_before_it_calls_back(desk, machine, client, behaviour, code, words):
+    kernel = machine.install_kernel(behaviour + "/10.1/MathKernel")
+    machine.behave(kernel, behaviour)
+    for role in ("classic", "compute"):
+        fails(desk, desk.launch(machine, role, client=client, kernel=kernel), code, words, 5)
+
+
+@clients
+@pytest.mark.parametrize("role", ["classic", "compute"])
+def test_forwarding_disabled(desk, request, client, role):
+    from conftest import make_machine
+
+    machine = make_machine(request, sshd_options=["AllowTcpForwarding no"])
+    begin = time.monotonic()
+    end = desk.launch(machine, role, client=client)
+    fails(desk, end, 255 if client == "ssh" else 1, "AllowTcpForwarding", 20)
+    assert time.monotonic() - begin < 20
+    rig.wait_until(lambda: not machine.kernels(), 5)
+
+
+def test_connection_lost_later(desk, machine):
+    end = desk.launch(machine, "classic")
+    end.accept()
+    for pid in machine.sessions():
+        if "sshd:" in str(rig.command_line(pid)):
+            rig.end_process(pid)
+    fails(desk, end, 255, "the connection was lost", 5)
+    rig.wait_until(lambda: not machine.kernels(), 5)
+
+
+def test_no_client(desk, machine):
+    end = desk.launch(machine, "classic", "--client", "/no/such/ssh")
+    code, errors = end.wait()
+    assert code == 69
+    assert "looked for /no/such/ssh" in errors
+
+
+def silent_server(hello=b""):
+    """A server that accepts, says ``hello`` and then nothing; returns its port and what ends it."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(20)
+    taken = []
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            connection.sendall(hello)
+            taken.append(connection)
+
+    threading.Thread(target=serve, daemon=True).start()
+
+    def end():
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        for connection in taken:
+            connection.close()
+
+    return listener.getsockname()[1], end
+
+
+@pytest.mark.parametrize("hello", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"], ids=["nothing", "banner"])
+def test_a_server_that_says_nothing_is_given_up(desk, machine, hello):
+    port, end_server = silent_server(hello)
+    try:
+        end = desk.launch(machine, "compute", host="john@127.0.0.1:{}".format(port))
+        fails(desk, end, 255, "did not answer within 15 s", 20)
+        quick = desk.launch(machine, "compute", "-o", "ConnectTimeout=2", host="john@127.0.0.1:{}".format(port))
+        fails(desk, quick, 255, "did not answer within 2 s", 5)
+    finally:
+        end_server()
+
+
+def test_a_server_that_says_nothing_is_given_up_by_plink_too(desk, machine):
+    port, end_server = silent_server()
+    try:
+        end = desk.launch(machine, "compute", client="plink", host="john@127.0.0.1:{}".format(port))
+        fails(desk, end, 1, "did not answer within 15 s", 20)
+    finally:
+        end_server()
+
+
+def test_dropped_connections_are_tried_again(desk, request):
+    from conftest import make_machine
+
+    machine = make_machine(request, sshd_options=["MaxStartups 1:50:100"])
+    ends = [desk.launch(machine, "compute") for _ in range(8)]
+    for end in ends:
+        assert end.wait(60)[0] == 0
+        end.accept()
+        end.echo()
+
+
+def test_forwards_and_commands_in_the_configuration_do_not_break_a_launch(desk, machine):
+    taken = rig.free_port()
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", taken))
+    holder.listen(1)
+    lines = ["Host *"] + machine.client_lines
+    lines += ["LocalForward 127.0.0.1:{} 127.0.0.1:9".format(taken), "RemoteCommand false", "RequestTTY no"]
+    _, wrapper = machine.make_ssh("busy", lines)
+    try:
+        end = desk.launch(machine, "classic", env={"TUNNEL_SSH": wrapper})
+        end.accept()
+        end.echo()
+        assert "without regard to it" in desk.logs()[0]
+    finally:
+        holder.close()
+
+
+def test_a_full_disk_ends_the_log_and_not_the_launch(desk, machine):
+    size = (
+        "import resource as r,os,sys; r.setrlimit(r.RLIMIT_FSIZE, (400, 400)); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    end = frontend.FrontEnd("classic")
+    desk.front_ends.append(end)
+    script = str(desk.folder / "tunnel.py")
+    command = [sys.executable, "-c", size, sys.executable, script, machine.destination, machine.classic]
+    end.launch(command=command, environment=desk.environment(machine))
+    end.accept()
+    end.echo()
+    end.tell(b"!quit 0\n")
+    code, errors = end.wait()
+    assert code == 0
+    assert "ends here" in errors
+    assert len(desk.logs()[0]) <= 400
+
+
+def test_a_server_that_allows_no_terminal_gets_a_launch_without_one(desk, request):
+    from conftest import make_machine
+
+    machine = make_machine(request, sshd_options=["PermitTTY no"])
+    for role in ("classic", "compute"):
+        end = desk.launch(machine, role)
+        end.accept()
+        end.echo()
+        end.tell(b"!quit 0\n")
+        assert end.wait()[0] == 0
+        desk.no_process()
+        assert "allows no terminal" in desk.logs()[-1]

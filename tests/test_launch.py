@@ -1,0 +1,225 @@
+"""Launches that succeed, end to end: a real sshd, the real ssh and plink."""
+
+import os
+import re
+import signal
+import stat
+
+import frontend
+import pytest
+import rig
+
+CLIENTS = ["ssh", "plink"]
+clients = pytest.mark.parametrize("client", CLIENTS)
+roles = pytest.mark.parametrize("role", ["classic", "callback", "compute"])
+
+
+@clients
+@roles
+def test_all_channels_carry_bytes_both_ways(desk, machine, client, role):
+    end = desk.launch(machine, role, client=client)
+    assert len(end.accept()) == (2 if role == "compute" else 6)
+    end.echo()
+    end.echo(300000)
+    end.tell(b"!quit 0\n")
+    assert end.wait() == (0, "")
+    rig.wait_until(lambda: not machine.kernels(), 5)
+    desk.no_process()
+    assert "the kernel has called back" in desk.logs()[0]
+    assert "with exit code 0" in desk.logs()[0].splitlines()[-1]
+
+
+@clients
+def test_the_compute_launcher_returns_before_its_kernel_ends(desk, machine, client):
+    end = desk.launch(machine, "compute", client=client)
+    assert end.wait() == (0, "")
+    end.accept()
+    end.echo()
+    end.quit()
+    desk.no_process()
+
+
+@clients
+def test_front_end_that_quits_ends_kernel_client_and_launcher(desk, machine, client):
+    end = desk.launch(machine, "callback", client=client)
+    end.accept()
+    end.echo()
+    end.quit()
+    code, _ = end.wait()
+    assert code == 0
+    assert not machine.kernels()
+    desk.no_process()
+
+
+@clients
+@pytest.mark.parametrize("role", ["classic", "compute"])
+def test_kernel_that_ends_first_ends_client_and_launcher_though_links_stay_open(desk, machine, client, role):
+    end = desk.launch(machine, role, client=client)
+    end.accept()
+    end.tell(b"!quit 0\n")
+    assert end.wait(10)[0] == 0
+    desk.no_process()
+    assert end.channels  # the front end has closed none of them
+
+
+def test_an_exit_code_of_the_kernel_is_that_of_the_launcher(desk, machine):
+    end = desk.launch(machine, "classic", client="plink")
+    end.accept()
+    end.tell(b"!quit 7\n")
+    assert end.wait(10)[0] == 7
+
+
+def test_twelve_compute_kernels_at_once(desk, machine):
+    ends = [desk.launch(machine, "compute") for _ in range(12)]
+    for end in ends:
+        assert end.wait(60)[0] == 0
+        end.accept()
+    for end in ends:
+        end.echo()
+    assert len(machine.kernels()) == 12
+    for end in ends:
+        end.quit()
+    desk.no_process(20)
+    assert not machine.kernels()
+
+
+@clients
+@pytest.mark.parametrize("side", ["front end", "kernel machine"])
+def test_a_taken_port_is_replaced_by_another_block(desk, machine, client, side):
+    ends = frontend.FrontEnd("classic")
+    ends.close_listeners()
+    ports = tuple(int(part.split("@")[0]) for part in ends.link.split(","))
+    if side == "front end":
+        held = frontend.listening_pair("127.0.0.1", (max(ports) + 2, 0))
+        release = [each.close for each in held]
+    else:
+        release = [machine.occupy(ports[0])]
+    try:
+        end = desk.launch(machine, "classic", client=client, ports=ports)
+        end.accept()
+        end.echo()
+        log = desk.logs()[0]
+        assert "try 2:" in log
+        assert "the next block of ports is" in log
+        end.tell(b"!quit 0\n")
+        assert end.wait()[0] == 0
+    finally:
+        for each in release:
+            each()
+
+
+def test_ports_at_the_end_of_the_range_draw_another_block_at_once(desk, machine):
+    end = desk.launch(machine, "callback", ports=(65530, 65531))
+    end.accept()
+    end.echo()
+    log = desk.logs()[0]
+    assert "try 2:" not in log
+    first = re.search(r"-R 127\.0\.0\.1:(\d+):", log)
+    assert 10000 <= int(first.group(1)) < 32768
+
+
+@clients
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_client_and_kernel(desk, machine, client, number):
+    end = desk.launch(machine, "classic", client=client)
+    end.accept()
+    end.signal(number)
+    assert end.wait(2)[0] == 128 + number
+    desk.no_process()
+    rig.wait_until(lambda: not machine.kernels(), 5)
+
+
+@pytest.mark.parametrize("way", ["ProxyJump", "ProxyCommand"])
+def test_jump_host(request, desk, way):
+    from conftest import make_machine
+
+    jump = make_machine(request)
+    target = make_machine(request, behind=jump)
+    hop = (
+        "ProxyJump gate"
+        if way == "ProxyJump"
+        else "ProxyCommand {} gate -q -W %h:%p".format(jump.path("ssh-both"))
+    )
+    lines = ["Host gate", "HostName {}".format(jump.address)] + jump.client_lines
+    lines += ["StrictHostKeyChecking accept-new", "Host cluster", "HostName {}".format(target.address), hop]
+    lines += target.client_lines
+    _, wrapper = jump.make_ssh("both", lines)
+    end = desk.launch(target, "callback", host="cluster", env={"TUNNEL_SSH": wrapper})
+    end.accept()
+    end.echo()
+    end.tell(b"!quit 0\n")
+    assert end.wait()[0] == 0
+    desk.no_process()
+
+
+def test_kernel_paths_with_blanks_quotes_and_letters_beyond_ascii(desk, machine):
+    for name in ('My $HOME `id` "Kernel" \\ Ü/MathKernel', "~/sub folder/MathKernel", "$HOME/b c/MathKernel"):
+        folder = name
+        for prefix in ("~/", "$HOME/"):
+            if name.startswith(prefix):
+                folder = os.path.join("home", name[len(prefix) :])
+        full = machine.install_kernel(folder)
+        end = desk.launch(machine, "compute", kernel=name if folder != name else full)
+        end.accept()
+        end.echo()
+        end.quit()
+        assert end.wait()[0] == 0
+
+
+def test_log_is_private_and_tells_everything_but_secrets(desk, machine):
+    end = desk.launch(machine, "compute", host="john:{}@{}".format(rig.PASSWORD, machine.address))
+    end.accept()
+    end.quit()
+    assert end.wait()[0] == 0
+    desk.no_process()
+    (path,) = desk.folder.glob("Logs/*/*.log")
+    assert re.match(r"tunnel_sub_\d{4}-\d\d-\d\d-\d{6}_\d+\.log$", path.name)
+    assert path.parent.name == re.search(r"\d{4}-\d\d-\d\d", path.name).group()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    text = path.read_text()
+    assert rig.PASSWORD not in text
+    for word in ("tunnel 1.", "john:***@", "-LinkName", "-R 127.0.0.1:", "debug1:", "with exit code"):
+        assert word in text
+    assert "XDG_RUNTIME_DIR" not in text
+
+
+def test_log_falls_back_to_the_temporary_folder(desk, machine, tmp_path):
+    (desk.folder / "Logs").write_text("in the way")
+    end = desk.launch(machine, "compute")
+    end.accept()
+    end.quit()
+    code, errors = end.wait()
+    assert code == 0
+    path = re.search(r"it is (\S+\.log)", errors).group(1)
+    assert path.startswith(str(desk.runtime))
+    assert "the kernel has called back" in open(path).read()
+
+
+def test_mathematica_libraries_stay_out_of_the_client(desk, machine, tmp_path):
+    seen = tmp_path / "seen"
+    wrapper = machine.write(
+        "ssh-env", '#!/bin/sh\necho "$LD_LIBRARY_PATH" > "{}"\nexec {} "$@"\n'.format(seen, machine.ssh), 0o755
+    )
+    libraries = "/opt/Wolfram/SystemFiles/Libraries/Linux-x86-64:/opt/mine"
+    end = desk.launch(machine, "compute", env={"TUNNEL_SSH": wrapper, "LD_LIBRARY_PATH": libraries})
+    end.accept()
+    assert seen.read_text() == "/opt/mine\n"
+
+
+def test_every_listener_is_on_the_loopback(desk, machine):
+    before = set(rig.listening_ports(everywhere=True)) - set(rig.listening_ports())
+    end = desk.launch(machine, "callback")
+    end.accept()
+    assert set(rig.listening_ports(everywhere=True)) - set(rig.listening_ports()) == before
+    everywhere = set(machine.listeners(everywhere=True)) - set(machine.listeners())
+    assert everywhere == {machine.port}
+
+
+def test_agent_and_compression_are_asked_for_as_before(desk, machine):
+    end = desk.launch(machine, "classic", "-o", "Compression=no", "-o", "ForwardAgent=no")
+    end.accept()
+    log = desk.logs()[0]
+    assert log.index("Compression=no") < log.index("Compression=yes")
+    assert "compression: none" in log
+    assert "Requesting authentication agent forwarding" not in log

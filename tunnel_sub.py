@@ -1,0 +1,12 @@
+#!/usr/bin/env python3
+"""Launch a Mathematica compute kernel; all that it takes is in ``tunnel.py`` beside this file."""
+
+import os
+import sys
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import tunnel
+
+if __name__ == "__main__":
+    sys.exit(tunnel.main("tunnel_sub", tunnel.COMPUTE))
