@@ -433,6 +433,7 @@ class OpenSSH:
         ("cannot listen to port: ", "port"),
         ("forwarding request failed", "port"),
         ("Exit status ", "status"),
+        ("Permission denied (", "refused"),  # by a jump host, when the connection is dropped as well
         ("exchange_identification: ", "dropped"),
     )
 
@@ -607,10 +608,25 @@ def loopback_of(length):
     return None
 
 
+def rewritten(name, ports):
+    """A link name with other ports, on the loopback, each of its two parts as long as before.
+
+    :param name: the text of a link name
+    :returns: the text, or None where a part is too short
+    """
+    parts = []
+    for part, port in zip(name.split(","), ports):
+        host = loopback_of(len(part) - len(str(port)) - 1)
+        if host is None:
+            return None
+        parts.append("{}@{}".format(port, host))
+    return ",".join(parts)
+
+
 class NameReplacer:
     """Replaces link names in a stream of bytes, one chunk after the other, at equal length.
 
-    :param replace: called with a :class:`LinkName`, returns the pair of ports for it, or None
+    :param replace: called with the text of a link name, returns what to put there, or None
 
     A name is replaced only if it is certain where it begins and ends. Strings travel in the data channel
     as plain ASCII with their length before them, so nothing else may change.
@@ -657,17 +673,12 @@ class NameReplacer:
         return data
 
     def _substitute(self, match):
+        text = match.group().decode("ascii")
         try:
-            name = LinkName.parse(match.group().decode("ascii"))
+            LinkName.parse(text)
         except Fatal:
             return match.group()
-        ports = self.replace(name)
-        if not ports:
-            return match.group()
-        ends = []
-        for port, old in zip(ports, match.groups()):
-            ends.append("{}@{}".format(port, loopback_of(len(old) - len(str(port)) - 1)))
-        return ",".join(ends).encode("ascii")
+        return (self.replace(text) or text).encode("ascii")
 
 
 # What the client or the remote shell says when a launch fails (a regular expression), what that means,
@@ -1276,7 +1287,7 @@ class Switchboard:
         self.loop, self.main, self.log, self.socket = loop, link, log, socket
         self.kernel_link = None  # the main link, as the kernel sees it
         self.pairs = []  # the remote ports, in the order in which they are given out
-        self.given = {}  # link name: pair of remote ports
+        self.given = {}  # link name: what the kernel has been told for it
         self.buffer = memoryview(bytearray(1 << 18))
         self.listeners = [self._listen(position) for position in range(5)]
         self.targets = [(link.data_host, link.data_port), None, None, None, None]
@@ -1308,27 +1319,24 @@ class Switchboard:
         replacer = NameReplacer(self._replace) if position == 0 else None
         Channel(self, kernel, front_end, replacer)
 
-    def _replace(self, name):
-        """The ports for a link name; None for a name that has to stay as it is."""
-        if str(name) in (str(self.main), str(self.kernel_link)):
+    def _replace(self, text):
+        """What the kernel is told for a link name; None for a name that has to stay as it is."""
+        if text in (str(self.main), str(self.kernel_link)):
             return None
-        if str(name) not in self.given:
-            if len(self.given) == len(self.pairs):
+        if text not in self.given:
+            if self.finished:
                 return None
             pair = self.pairs[len(self.given)]
-            rooms = (
-                len(str(name.data_port)) + len(name.data_host) - len(str(pair[0])),
-                len(str(name.message_port)) + len(name.message_host) - len(str(pair[1])),
-            )
-            if None in map(loopback_of, rooms):
-                self.log.write("link name {} is too short to be replaced: left alone".format(name))
+            told = rewritten(text, pair)
+            if told is None:
+                self.log.write("link name {} is too short to be replaced: left alone".format(text))
                 return None
-            position = 1 + 2 * len(self.given)
+            name, position = LinkName.parse(text), 1 + 2 * len(self.given)
             self.targets[position] = (name.data_host, name.data_port)
             self.targets[position + 1] = (name.message_host, name.message_port)
-            self.given[str(name)] = pair
-            self.log.write("link {} of the front end is {},{} for the kernel".format(name, *pair))
-        return self.given[str(name)]
+            self.given[text] = told
+            self.log.write("link {} of the front end is {} for the kernel".format(text, told))
+        return self.given[text]
 
     @property
     def finished(self):
@@ -1443,7 +1451,7 @@ class State:
         self.shared = self.share_refused = self.forwarding_disabled = False
         self.port_failed = self.foreign_port = self.dropped = self.old_plink = False
         self.answered = False  # the server has shown its host key, or a proxy is to bound the wait
-        self.gave_up = self.no_terminal = False
+        self.gave_up = self.no_terminal = self.refused = False
         self.status = None  # the exit code of the remote command
         self.said, self.printed = [], []  # the client's last lines; the remote side's
 
@@ -1536,9 +1544,9 @@ class Launch:
             elif self.share or state.share_refused:
                 self.share, self.alone = None, True
                 self.log.write("the shared connection takes no further kernel: one of its own then")
-            elif state.dropped:
+            elif state.dropped and not state.refused:
                 self.log.write("the server closed the connection before the login: trying again")
-                self._pause(0.2 * 2**number * (1 + os.urandom(1)[0] / 255))
+                self._pause(0.1 * 2**number * (1 + os.urandom(1)[0] / 255))
             else:
                 break
         return self._finish()

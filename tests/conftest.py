@@ -74,9 +74,10 @@ class Desk:
             **more,
         )
 
-    def launch(self, machine, role, *arguments, client="ssh", host=None, kernel=None, env=None, **front_end):
+    def launch(self, machine, role, *arguments, client="ssh", host=None, kernel=None, env=None, **options):
         """A front end that has launched a kernel on ``machine``; ended with the test."""
-        end = frontend.FrontEnd(role, **front_end)
+        links = options.pop("host_of_links", "127.0.0.1")
+        end = frontend.FrontEnd(role, host=links, **options)
         self.front_ends.append(end)
         kernel = kernel or (machine.modern if role == "callback" else machine.classic)
         script = os.path.join(str(self.folder), "tunnel_sub.py" if role == "compute" else "tunnel.py")

@@ -42,7 +42,8 @@ def wait_until(condition, seconds=10.0, what="the condition"):
 def run(*argv, **options):
     """Run a command to its end, within a minute; return its completed process, output as text."""
     options.setdefault("timeout", 60)
-    options.setdefault("stdin", subprocess.DEVNULL)
+    if "input" not in options:
+        options["stdin"] = subprocess.DEVNULL
     return subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, **options)
 
 
@@ -191,7 +192,7 @@ class KernelMachine:
         self.write("passwd", "".join(lines))
         secret = "*"
         if self.password:
-            secret = must("openssl", "passwd", "-6", "-stdin", input=PASSWORD + "\n", stdin=None).strip()
+            secret = must("openssl", "passwd", "-6", "-stdin", input=PASSWORD + "\n").strip()
         self.write("shadow", "root:*:1::::::\n{}:{}:19000:0:99999:7:::\n".format(self.user, secret), 0o600)
         for root, _, names in os.walk(self.home):
             for name in [root] + [os.path.join(root, each) for each in names]:
@@ -303,7 +304,7 @@ class KernelMachine:
         self.write(os.path.join(name, "plink"), text, 0o755)
         if trusted:
             # Once by hand, as a user does: plink asks, and is told yes.
-            run(wrapper, "-ssh", "-P", str(self.port), "nobody@" + self.address, "true", input="y\n\n", stdin=None)
+            run(wrapper, "-ssh", "-P", str(self.port), "nobody@" + self.address, "true", input="y\n\n")
         return wrapper
 
     def behave(self, kernel, *words):

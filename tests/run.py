@@ -27,7 +27,7 @@ PACKAGES = {  # what has to be on PATH, and Debian's package for it
     "wine": "wine",
     "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64",
 }
-MATHICS = "Mathics3==8.0.1"
+MATHICS = ["Mathics3==10.0.1", "packaging"]
 
 
 def say(text):
@@ -106,14 +106,15 @@ def main(arguments):
         return 1
     environment = dict(os.environ)
     middle = [path for version, path in pythons if (3, 10) <= version < (3, 13)]
-    mathics = make_venv("mathics", middle[-1], MATHICS) if middle else None
+    mathics = make_venv("mathics", middle[-1], *MATHICS) if middle else None
     if mathics:
         environment["TUNNEL_MATHICS"] = mathics
     chosen = pythons[:1] + pythons[-1:] if len(pythons) > 1 else pythons
     failed = []
     for version, path in chosen:
         name = "{}.{}".format(*version)
-        inside = make_venv("py" + name, path, "pytest")
+        packages = ["-r", os.path.join(ROOT, "tests", "requirements-3.6.txt")] if name == "3.6" else ["pytest"]
+        inside = make_venv("py" + name, path, *packages)
         say("Python " + name)
         if not inside or not run(inside, "-m", "pytest", *arguments, cwd=ROOT, env=environment):
             failed.append(name)
