@@ -1669,8 +1669,9 @@ class Launch:
         self.loop.readers[near] = lambda: read(512)
         for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
             number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._on_signal)
+            if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+                continue  # nohup means it
+            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number, _):
         self.signal = self.signal or number

@@ -8,5 +8,10 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import tunnel
 
+
+def main():
+    return tunnel.main("tunnel_sub", tunnel.COMPUTE)
+
+
 if __name__ == "__main__":
-    sys.exit(tunnel.main("tunnel_sub", tunnel.COMPUTE))
+    sys.exit(main())

@@ -5,7 +5,7 @@ import sys
 
 # distutils and others that newer versions have dropped are not in here; nor is what came after 3.6.
 ALLOWED = """
-    ast compileall ctypes errno fcntl io json os py_compile re select shlex shutil signal socket stat
+    ctypes fcntl hashlib json os py_compile re select signal socket
     subprocess sys tempfile threading time traceback tunnel zlib
 """
 

@@ -13,6 +13,7 @@ import frontend
 import pytest
 import rig
 import standin_kernel as wire
+
 import tunnel
 from tunnel import LinkName, NameReplacer
 

@@ -1,0 +1,355 @@
+(* Tunnel: MathLink (WSTP) connections through SSH, the part in the Wolfram Language.
+
+   As kernel init file (-initfile tunnel.m) of a remote controller kernel, for front ends up to 11.0:
+   makes the kernel listen for its further links on the ports that the launcher has forwarded.
+
+   Loaded in a session (Get["tunnel.m"]): SetupTunnelKernelConfiguration and RemoteMachineTunnel.
+
+   Works in kernels 8 to 14; loading it anywhere, any number of times, does no harm and prints nothing. *)
+
+BeginPackage["MathLink`Tunnel`"]
+
+SetupTunnelKernelConfiguration::usage = "SetupTunnelKernelConfiguration[name, host] creates, or updates, the \
+persistent kernel configuration name, which launches a controller kernel on host with all links carried by SSH. \
+host is \"[user[:password]@]machine[:port]\". Options: \"OperatingSystem\" of the kernel machine (\"Windows\", \
+\"MacOSX\" or \"Unix\"; Automatic: that of the front end), \"VersionNumber\" of the kernel (a number such as \
+10.1; Automatic: that of the front end) and \"KernelPath\" (a string; Automatic: where that version is installed; \
+Default: the path that names no version). Example: \
+SetupTunnelKernelConfiguration[\"Cluster\", \"john@host.example.com\", \"OperatingSystem\" -> \"Unix\"]";
+
+RemoteMachineTunnel::usage = "RemoteMachineTunnel[host, n] describes n compute kernels (by default 1) on host, for \
+LaunchKernels; their links are carried by SSH. host is \"[user[:password]@]machine[:port]\". Load \
+SubKernels`RemoteKernels` first. Options: \"OperatingSystem\", \"VersionNumber\" and \"KernelPath\" as for \
+SetupTunnelKernelConfiguration, \"KernelSpeed\" (a relative number, by default 1) and \"ShareConnection\" (True: \
+one login for all; False: one each; Automatic: one for all when n is larger than 1, where the system can). Example: \
+LaunchKernels[RemoteMachineTunnel[\"john@host.example.com\", 4, \"OperatingSystem\" -> \"Unix\"]]";
+
+Begin["`Private`"]
+
+(* -- messages *)
+
+$host = "`1` is no host specification; expected a string \"[user[:password]@]machine[:port]\".";
+$system = "\"OperatingSystem\" -> `1` is not known; expected \"Windows\", \"MacOSX\", \"Unix\" or Automatic.";
+$version = "\"VersionNumber\" -> `1` is no version; expected a number such as 10.1, or Automatic.";
+$path = "\"KernelPath\" -> `1` is no path; expected a string that is not empty, Default or Automatic.";
+$option = "`1` is no option; expected one of `2`.";
+$missing = "The launch script `1` is missing; run install.py on the front end machine.";
+
+SetupTunnelKernelConfiguration::host = $host;
+SetupTunnelKernelConfiguration::system = $system;
+SetupTunnelKernelConfiguration::version = $version;
+SetupTunnelKernelConfiguration::path = $path;
+SetupTunnelKernelConfiguration::option = $option;
+SetupTunnelKernelConfiguration::missing = $missing;
+SetupTunnelKernelConfiguration::name =
+  "`1` is no name for a kernel configuration; expected a string that is not empty.";
+SetupTunnelKernelConfiguration::frontend = "There is no front end that could keep a kernel configuration.";
+
+RemoteMachineTunnel::host = $host;
+RemoteMachineTunnel::system = $system;
+RemoteMachineTunnel::version = $version;
+RemoteMachineTunnel::path = $path;
+RemoteMachineTunnel::option = $option;
+RemoteMachineTunnel::missing = $missing;
+RemoteMachineTunnel::count = "`1` is no number of kernels; expected a positive integer.";
+RemoteMachineTunnel::speed = "\"KernelSpeed\" -> `1` is no speed; expected a positive number.";
+RemoteMachineTunnel::share = "\"ShareConnection\" -> `1` is not known; expected True, False or Automatic.";
+RemoteMachineTunnel::package = "Load the package of remote kernels first; see the usage of RemoteMachineTunnel.";
+
+complain[function_, tag_, arguments___] := (Message[MessageName[function, tag], arguments]; $Failed)
+
+(* A bad host specification may hold a password: only what follows the last @ is shown. *)
+shown[host_String] := If[StringFreeQ[host, "@"], host, "...@" <> placeIn[host]]
+shown[other_] := other
+
+(* -- link names: the launcher forwards the four ports after the higher one of the main link *)
+
+(* The name of the main link: that of $ParentLink, else the one on the command line; None without one. *)
+mainLinkName[] := Module[{words = If[ListQ[$CommandLine], $CommandLine, {}], position},
+  position = Position[ToLowerCase /@ words, "-linkname"];
+  Which[
+    Head[$ParentLink] === LinkObject && StringQ[First[$ParentLink]], First[$ParentLink],
+    position =!= {} && position[[1, 1]] < Length[words], words[[position[[1, 1]] + 1]],
+    True, None
+  ]
+]
+
+(* Ports and hosts of a TCPIP link's name, as {{port, host}, {port, host}}; {} for any other name. *)
+linkEnds[name_String] := Module[{ends = StringSplit[#, "@"] & /@ StringSplit[name, ","]},
+  If[MatchQ[ends, {{_, _}, {_, _}}] && digitsQ[ends[[1, 1]]] && digitsQ[ends[[2, 1]]],
+    {ToExpression[First[#]], Last[#]} & /@ ends,
+    {}]
+]
+linkEnds[_] := {}
+
+digitsQ[text_String] := text =!= "" && Complement[Characters[text], Characters["0123456789"]] === {}
+
+loopbackQ[host_String] := StringMatchQ[host, "127.*"] || host === "localhost" || host === "::1"
+
+(* The name of the next link that the kernel listens for; Automatic when the main link is not tunneled. *)
+nextLinkName[] := Module[{ends = linkEnds[mainLinkName[]]},
+  If[ends =!= {} && loopbackQ[ends[[1, 2]]] && loopbackQ[ends[[2, 2]]],
+    If[!IntegerQ[$lastPort], $lastPort = Max[ends[[1, 1]], ends[[2, 1]]]];
+    $lastPort = $lastPort + 2;
+    ToString[$lastPort - 1] <> "@127.0.0.1," <> ToString[$lastPort] <> "@127.0.0.1",
+    Automatic]
+]
+
+(* The address of this machine that shares the longest prefix with the front end's; Automatic without one. *)
+addressTowards[host_String] := Module[{own},
+  own = Select[If[ListQ[$MachineAddresses], $MachineAddresses, {}], addressBits[#] =!= {} &];
+  If[own === {} || addressBits[host] === {},
+    Automatic,
+    Last[SortBy[own, sharedBits[addressBits[#], addressBits[host]] &]]]
+]
+
+(* The 32 bits of an IPv4 address; {} for anything else. *)
+addressBits[address_String] := Module[{parts = StringSplit[address, "."]},
+  If[Length[parts] === 4 && And @@ (digitsQ /@ parts),
+    Flatten[IntegerDigits[ToExpression[#], 2, 8] & /@ parts],
+    {}]
+]
+
+sharedBits[one_List, other_List] := Module[{different = Position[one - other, 1 | -1, {1}, Heads -> False]},
+  If[different === {}, 32, different[[1, 1]] - 1]
+]
+
+tunneledLink[] := Module[{name = nextLinkName[], ends, link},
+  link = If[name =!= Automatic,
+    LinkCreate[name, LinkMode -> Listen, LinkProtocol -> "TCPIP"],
+    ends = linkEnds[mainLinkName[]];
+    LinkCreate[
+      LinkMode -> Listen,
+      LinkProtocol -> MathLink`CreateFrontEndLinkProtocol[],
+      LinkHost -> If[ends === {}, Automatic, addressTowards[ends[[1, 2]]]]]
+  ];
+  MathLink`LinkSetPrintFullSymbols[link, True];
+  link
+]
+
+(* -- launch commands *)
+
+(* Where a kernel program lies. Installations are named Wolfram from 14.1 on, Mathematica before; the program
+   is WolframKernel from 10 on, MathKernel before. *)
+kernelPath["Windows", version_] :=
+  "C:\\Program Files\\Wolfram Research\\" <> productName[version] <> "\\" <> versionText[version] <> "\\" <>
+    programName[version] <> ".exe"
+kernelPath["MacOSX", version_] :=
+  "/Applications/" <> productName[version] <> " " <> versionText[version] <> ".app/Contents/MacOS/" <>
+    programName[version]
+kernelPath["Unix", version_] :=
+  "/usr/local/Wolfram/" <> productName[version] <> "/" <> versionText[version] <> "/Executables/" <>
+    programName[version]
+
+(* The same where the path names no version. *)
+defaultPath["Windows", version_] := programName[version] <> ".exe"
+defaultPath["MacOSX", version_] :=
+  "/Applications/" <> productName[version] <> ".app/Contents/MacOS/" <> programName[version]
+defaultPath["Unix", version_] := "/usr/local/bin/" <> programName[version]
+
+productName[version_] := If[Round[10 version] >= 141, "Wolfram", "Mathematica"]
+programName[version_] := If[Round[10 version] >= 100, "WolframKernel", "MathKernel"]
+
+(* 10.1 -> "10.1", 14 and 14. -> "14.0" *)
+versionText[version_] := Module[{tenths = Round[10 version]},
+  ToString[Quotient[tenths, 10]] <> "." <> ToString[Mod[tenths, 10]]
+]
+
+(* What follows the last @ of a host specification: machine[:port]. *)
+placeIn[host_String] := Module[{positions = Flatten[Position[Characters[host], "@"]]},
+  If[positions === {}, host, StringDrop[host, Last[positions]]]
+]
+
+loginIn[host_String] := StringDrop[host, -StringLength[placeIn[host]]]
+
+(* machine[:port] as {machine, port}; a port of None where there is none. IPv6 addresses have more colons, and
+   stand in brackets when a port follows. *)
+placeParts[place_String] := Module[{colons = Flatten[Position[Characters[place], ":"]], close},
+  close = Flatten[Position[Characters[place], "]"]];
+  Which[
+    StringMatchQ[place, "[*"] && close === {},
+    {"", None},
+    StringMatchQ[place, "[*"],
+    {StringTake[place, {2, First[close] - 1}], afterColon[StringDrop[place, First[close]]]},
+    Length[colons] === 1,
+    {StringTake[place, First[colons] - 1], afterColon[StringDrop[place, First[colons] - 1]]},
+    True,
+    {place, None}
+  ]
+]
+
+afterColon[""] := None
+afterColon[text_String] := If[StringMatchQ[text, ":*"], StringDrop[text, 1], "?"]
+
+hostQ[host_String] := Module[{parts = placeParts[placeIn[host]]},
+  First[parts] =!= "" && loginIn[host] =!= "@" && !StringMatchQ[loginIn[host], ":*"] &&
+    StringFreeQ[host, "\""] && StringFreeQ[host, "\n"] && StringFreeQ[host, "`"] &&
+    StringFreeQ[placeIn[host], " "] && !StringMatchQ[placeIn[host], "-*"] && !StringMatchQ[host, "-*"] &&
+    (Last[parts] === None ||
+      (digitsQ[Last[parts]] && StringLength[Last[parts]] <= 5 && 0 < ToExpression[Last[parts]] < 65536))
+]
+hostQ[_] := False
+
+ownSystem[] := $OperatingSystem
+
+scriptName[script_, system_] := script <> If[system === "Windows", ".bat", ".sh"]
+
+scriptPath[script_, system_] := FileNameJoin[{$UserBaseDirectory, "FrontEnd", scriptName[script, system]}]
+
+quoted[text_] := "\"" <> text <> "\""
+
+(* The values of options that are all good; $Failed, with a message of function, when one is unknown or bad. *)
+checkedOptions[function_, options_List] := Module[{given, defaults, names, unknown, values},
+  {given, defaults} = byName /@ {options, Options[function]};
+  names = First /@ defaults;
+  unknown = Complement[First /@ given, names];
+  values = Function[name, name -> (name /. given /. defaults)] /@ names;
+  If[unknown =!= {},
+    complain[function, "option", First[unknown], names],
+    If[And @@ (goodOptionQ[function, First[#], Last[#]] & /@ values), values, $Failed]]
+]
+
+(* An option may be named by a string or by a symbol. *)
+byName[options_List] := (ToString[First[#]] -> Last[#]) & /@ options
+
+goodOptionQ[function_, name_, value_] := Module[{tag = badOption[name, value]},
+  tag === None || complain[function, tag, value] =!= $Failed
+]
+
+(* The tag of the message for a bad value; None for a good one. *)
+badOption["OperatingSystem", "Windows" | "MacOSX" | "Unix" | Automatic] := None
+badOption["OperatingSystem", _] := "system"
+badOption["VersionNumber", version_] := If[version === Automatic || (NumberQ[version] && 5 < version < 100), None, "version"]
+badOption["KernelPath", path_] := If[MemberQ[{Automatic, Default}, path] || (StringQ[path] && path =!= ""), None, "path"]
+badOption["KernelSpeed", speed_] := If[NumberQ[speed] && speed > 0, None, "speed"]
+badOption["ShareConnection", True | False | Automatic] := None
+badOption["ShareConnection", _] := "share"
+
+(* The kernel's path for good options, where Automatic stands for system and version. *)
+chosenPath[options_List, system_, version_] := Module[{chosen, path},
+  chosen = {"OperatingSystem", "VersionNumber"} /. options;
+  chosen = {
+    If[First[chosen] === Automatic, system, First[chosen]],
+    If[Last[chosen] === Automatic, version, Last[chosen]]};
+  path = "KernelPath" /. options;
+  Which[
+    path === Automatic, kernelPath @@ chosen,
+    path === Default, defaultPath @@ chosen,
+    True, path
+  ]
+]
+
+(* -- controller kernels *)
+
+Options[SetupTunnelKernelConfiguration] =
+  {"OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic};
+
+(* What the front end says of itself; of this kernel where it does not say. It may run on another machine. *)
+frontEndValue[name_String, own_] := Module[{value = Quiet[SystemInformation["FrontEnd", name]]},
+  If[StringQ[value] || NumberQ[value], value, own]
+]
+
+frontEndHereQ[] := frontEndValue["MachineID", $MachineID] === $MachineID
+
+SetupTunnelKernelConfiguration[name_, host_, rules___] := Module[{options},
+  Which[
+    !(StringQ[name] && StringTrim[name] =!= ""),
+    complain[SetupTunnelKernelConfiguration, "name", name],
+    !hostQ[host],
+    complain[SetupTunnelKernelConfiguration, "host", shown[host]],
+    (options = checkedOptions[SetupTunnelKernelConfiguration, Flatten[{rules}]]) === $Failed,
+    $Failed,
+    Head[$FrontEnd] =!= FrontEndObject,
+    complain[SetupTunnelKernelConfiguration, "frontend"],
+    True,
+    storeConfiguration[StringTrim[name], host, options]
+  ]
+]
+
+(* The front end keeps the configurations of all kernels in one option. *)
+keptConfigurations[] := EvaluatorNames /. Options[$FrontEnd, EvaluatorNames] /.
+  EvaluatorNames -> {"Local" -> {"AutoStartOnLaunch" -> True}}
+
+keepConfigurations[all_List] := SetOptions[$FrontEnd, EvaluatorNames -> all]
+
+storeConfiguration[name_String, host_String, options_List] := Module[{system, script, properties, known},
+  system = frontEndValue["OperatingSystem", ownSystem[]];
+  script = scriptPath["tunnel", system];
+  If[frontEndHereQ[] && !FileExistsQ[script], complain[SetupTunnelKernelConfiguration, "missing", script]];
+  properties = {
+    "RemoteMachine" -> True,
+    "TranslateReturns" -> True,
+    "AppendNameToCellLabel" -> True,
+    "AutoStartOnLaunch" -> False,
+    "MLOpenArguments" -> "-LinkMode Listen -LinkProtocol TCPIP -LinkOptions MLDontInteract -LinkHost 127.0.0.1",
+    (* The front end fills in both words between backticks. *)
+    "LoginScript" -> StringJoin[
+      quoted[
+        "`userbaseDirectory`" <> If[system === "Windows", "\\FrontEnd\\", "/FrontEnd/"] <> scriptName["tunnel", system]],
+      " ", quoted[host],
+      " ", quoted[chosenPath[options, system, frontEndValue["VersionNumber", $VersionNumber]]],
+      " ", quoted["`linkname`"]]
+  };
+  known = keptConfigurations[];
+  If[MemberQ[First /@ known, name],
+    Print["Existing configuration ", quoted[name], " updated in kernel configuration options."];
+    known = If[First[#] === name, name -> properties, #] & /@ known,
+    Print["New configuration ", quoted[name], " added to kernel configuration options."];
+    known = Append[known, name -> properties]];
+  keepConfigurations[known];
+  name -> properties
+]
+
+(* -- compute kernels *)
+
+Options[RemoteMachineTunnel] = {
+  "OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic,
+  "KernelSpeed" -> 1, "ShareConnection" -> Automatic};
+
+RemoteMachineTunnel[host_] := RemoteMachineTunnel[host, 1]
+RemoteMachineTunnel[host_, rule : (_Rule | _RuleDelayed | _List), rules___] :=
+  RemoteMachineTunnel[host, 1, rule, rules]
+
+RemoteMachineTunnel[host_, count_, rules___] := Module[{options},
+  Which[
+    !hostQ[host],
+    complain[RemoteMachineTunnel, "host", shown[host]],
+    !(IntegerQ[count] && count > 0),
+    complain[RemoteMachineTunnel, "count", count],
+    (options = checkedOptions[RemoteMachineTunnel, Flatten[{rules}]]) === $Failed,
+    $Failed,
+    !MemberQ[$Packages, "SubKernels`RemoteKernels`"],
+    complain[RemoteMachineTunnel, "package"],
+    True,
+    describeKernels[host, count, options]
+  ]
+]
+
+describeKernels[host_String, count_Integer, options_List] := Module[{windows, script, share, command},
+  windows = ownSystem[] === "Windows";
+  script = scriptPath["tunnel_sub", ownSystem[]];
+  If[!FileExistsQ[script], complain[RemoteMachineTunnel, "missing", script]];
+  share = ("ShareConnection" /. options) /. Automatic -> count > 1;
+  command = StringJoin[
+    quoted[script],
+    If[share && !windows, " --share", ""],
+    " ", quoted[host],
+    " ", quoted[chosenPath[options, ownSystem[], $VersionNumber]],
+    " ", quoted["`2`"]];
+  (* cmd.exe /c takes the first and the last quote off a command. *)
+  SubKernels`RemoteKernels`RemoteMachine[
+    First[placeParts[placeIn[host]]], If[windows, quoted[command], command], count,
+    LinkHost -> "127.0.0.1", System`KernelSpeed -> ("KernelSpeed" /. options)]
+]
+
+(* -- the kernel's own function *)
+
+Module[{protected = MemberQ[Attributes[MathLink`CreateFrontEndLink], Protected]},
+  Unprotect[MathLink`CreateFrontEndLink];
+  MathLink`CreateFrontEndLink[] := tunneledLink[];
+  If[protected, Protect[MathLink`CreateFrontEndLink]]
+]
+
+End[]
+
+EndPackage[]
