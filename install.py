@@ -15,6 +15,8 @@ import os
 import subprocess
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # an embeddable Python does not
+
 import tunnel
 
 RECORD = "tunnel-install.json"
@@ -71,7 +73,7 @@ fi
 TUNNEL_DROPIN=$here/{script}.sh
 export TUNNEL_DROPIN
 exec "$python" -SEs -c 'import sys
-sys.path[0] = sys.argv.pop(1)
+sys.path = [sys.argv.pop(1)] + [path for path in sys.path if path]
 import {script}
 sys.exit({script}.main())' "$here" "$@"
 """
@@ -84,7 +86,8 @@ setlocal
 set "python={windowless}"
 for %%f in (--check --dry-run --help --version) do if "%~1"=="%%f" set "python={python}"
 if not exist "%python%" goto gone
-set "code=import sys; sys.path[0] = sys.argv.pop(1); import {script}; sys.exit({script}.main())"
+set "code=import sys; sys.path = [sys.argv.pop(1)] + [path for path in sys.path if path]"
+set "code=%code%; import {script}; sys.exit({script}.main())"
 "%python%" -SEs -c "%code%" "%~dp0." %*
 exit /b %ERRORLEVEL%
 :gone

@@ -1087,10 +1087,7 @@ def spawn(argv, environment, streams, inherit=()):
 
 
 class WindowsClient:
-    """:class:`Client` on Windows, where only sockets can be waited for: threads copy the pipes to them.
-
-    A job object ends the client when this launcher is ended, however that happens.
-    """
+    """:class:`Client` on Windows, where only sockets can be waited for: threads copy the pipes to them."""
 
     def __init__(self, loop, argv, environment, on_output, inherit=()):
         import subprocess
@@ -1106,7 +1103,6 @@ class WindowsClient:
             env=environment,
             creationflags=0x08000000,  # CREATE_NO_WINDOW
         )
-        self.job = windows_job(self.process)
         self.pumps = []
         for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr)):
             self._pump(name, pipe)
@@ -1147,26 +1143,25 @@ class WindowsClient:
         self.process.terminate()
 
 
-def windows_job(process):
-    """Put a process into a job that ends it when the last handle closes, which is this process's end.
+def join_windows_job():
+    """Put this process, and so all that it starts, into a job that ends with it, however it ends.
 
     Source: CreateJobObject and JOBOBJECT_EXTENDED_LIMIT_INFORMATION in Microsoft's documentation of
     kernel32; 144 and 112 are its sizes in a 64-bit and a 32-bit process.
 
-    :returns: the job's handle, or None where Windows refuses
+    :returns: the job's handle, which has to stay open; None where Windows refuses
     """
     import ctypes
 
     kernel32 = ctypes.windll.kernel32
-    kernel32.CreateJobObjectW.restype = ctypes.c_void_p
+    kernel32.CreateJobObjectW.restype = kernel32.GetCurrentProcess.restype = ctypes.c_void_p
     wide = ctypes.sizeof(ctypes.c_void_p) == 8
     limits = (ctypes.c_byte * (144 if wide else 112))()
     ctypes.c_uint32.from_buffer(limits, 16).value = 0x2000  # JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
     job = ctypes.c_void_p(kernel32.CreateJobObjectW(None, None))
-    kernel32.SetInformationJobObject(job, 9, limits, len(limits))
-    if kernel32.AssignProcessToJobObject(job, ctypes.c_void_p(int(process._handle))):
-        return job
-    return None
+    done = kernel32.SetInformationJobObject(job, 9, limits, len(limits))
+    this = ctypes.c_void_p(kernel32.GetCurrentProcess())
+    return job if done and kernel32.AssignProcessToJobObject(job, this) else None
 
 
 class PasswordKeeper:
@@ -1449,7 +1444,8 @@ class State:
     def __init__(self):
         self.login = self.started = self.called_back = self.ended = False
         self.shared = self.share_refused = self.forwarding_disabled = False
-        self.port_failed = self.foreign_port = self.dropped = self.old_plink = False
+        self.port_failed = None  # the line that says so
+        self.foreign_port = self.dropped = self.old_plink = False
         self.answered = False  # the server has shown its host key, or a proxy is to bound the wait
         self.gave_up = self.no_terminal = self.refused = False
         self.status = None  # the exit code of the remote command
@@ -1530,7 +1526,7 @@ class Launch:
                 self.no_terminal = True
                 self.log.write("the server allows no terminal: a computing kernel may outlive the connection")
                 continue
-            if state.started:
+            if state.started and not state.failed:
                 break
             if state.old_plink and not self.old_plink:
                 self.old_plink = True
@@ -1656,6 +1652,9 @@ class Launch:
             far.setblocking(False)
             read = near.recv
             wakeup, self._wakeup = far.fileno(), (near, far)
+            self._job = join_windows_job()
+            if not self._job:
+                self.log.write("Windows allows no job: kill the client too, should this launcher be killed")
         else:
             near, wakeup = os.pipe()
             os.set_blocking(near, False)
@@ -1717,22 +1716,22 @@ class Launch:
         if stream == "out":
             return
         self._remove_password_file()
-        self._expect_answer()
         for words, event in self.kind.events:
             if words in line:
                 self._on_event(event, line, line.partition(words)[2])
                 break
+        self._expect_answer()
 
     def _on_event(self, event, line, rest):
         state = self.state
         if event == "port":
-            self._on_port_failed(rest.strip().rstrip("."))
+            self._on_port_failed(rest.strip().rstrip("."), line)
         elif event.endswith("verdict"):
             # plink: "from 127.0.0.1:P refused: why", "127.0.0.1:P forwarding to ... failed: why"
             if (" refused" if event == "remote verdict" else " failed: ") in rest:
-                self._on_port_failed(rest.split()[0].rpartition(":")[2])
+                self._on_port_failed(rest.split()[0].rpartition(":")[2], line)
         elif event == "login":
-            state.login = True
+            state.login = state.answered = True
             self._step("login", line.strip())
         elif event in ("host key", "name", "proxy"):
             state.answered = state.answered or event != "name"
@@ -1753,13 +1752,13 @@ class Launch:
             if state.failed:
                 self._end_client()
 
-    def _on_port_failed(self, port):
+    def _on_port_failed(self, port, line):
         """A forward was refused. When it is one of the user's configuration, it is none of ours."""
         number = parse_port(port)
         if number is not None and not self.plan.owns(number):
             self.state.foreign_port = not self.lenient
         else:
-            self.state.port_failed = True
+            self.state.port_failed = line.strip()
         if self.state.failed:
             self._end_client()
 
@@ -1987,7 +1986,7 @@ class Launch:
         elif state.port_failed:
             why = (
                 "{} blocks of ports were refused ({}); if the server forbids forwarding, set"
-                " AllowTcpForwarding yes in its sshd_config".format(TRIES, facts["last"])
+                " AllowTcpForwarding yes in its sshd_config".format(TRIES, state.port_failed)
             )
         elif self.kernel_ended:
             text = "{}\n{}\ncode={}".format(printed, said if not state.ended else "", code)

