@@ -500,8 +500,8 @@ class Plink:
         ("Started a shell/command", "started"),
         ("Received remote port ", "callback"),
         ("Session sent command exit status ", "status"),
-        ("Session sent command exit signal", "ended"),
-        ("Session exited on signal", "ended"),
+        ("Session exited on ", "ended"),  # a signal
+        ("Main session channel closed", "ended"),
         ("Remote port forwarding from ", "remote verdict"),
         ("Local port ", "local verdict"),
         ("Local IPv4 port ", "local verdict"),
@@ -1002,7 +1002,7 @@ class Client:
             os.set_blocking(descriptor, False)
             loop.readers[descriptor] = lambda name=name: self._read(name)
         leash, self.leash = os.pipe()
-        watchdog = ["sh", "-c", 'read -r _ || kill -TERM -- "-$1"', "tunnel-watchdog", str(self.pid)]
+        watchdog = ["sh", "-c", 'read -r _ || kill -s TERM -- "-$1"', "tunnel-watchdog", str(self.pid)]
         spawn(["/bin/sh"] + watchdog[1:], {"PATH": "/usr/bin:/bin"}, (leash, None, None))
         os.close(leash)
 
@@ -1447,7 +1447,7 @@ class State:
         self.port_failed = None  # the line that says so
         self.foreign_port = self.dropped = self.old_plink = False
         self.answered = False  # the server has shown its host key, or a proxy is to bound the wait
-        self.gave_up = self.no_terminal = self.refused = False
+        self.gave_up = self.silent = self.no_terminal = self.refused = False
         self.status = None  # the exit code of the remote command
         self.said, self.printed = [], []  # the client's last lines; the remote side's
 
@@ -1700,6 +1700,7 @@ class Launch:
         if not self.state.called_back and self.callback_visible:
             self.log.write("the kernel has not called back within {} s".format(CALLBACK_SECONDS))
         if self.check:
+            self.state.silent = True
             self._end_client()
 
     @property
@@ -1988,6 +1989,10 @@ class Launch:
                 "{} blocks of ports were refused ({}); if the server forbids forwarding, set"
                 " AllowTcpForwarding yes in its sshd_config".format(TRIES, state.port_failed)
             )
+        elif state.silent:
+            why = "the kernel has not called back within {} s; run it by hand: {}".format(
+                CALLBACK_SECONDS, facts["by_hand"]
+            )
         elif self.kernel_ended:
             text = "{}\n{}\ncode={}".format(printed, said if not state.ended else "", code)
             why = diagnose(KERNEL_DIAGNOSES, text, facts)
@@ -2047,20 +2052,23 @@ class Check:
 
     def _accept(self, listener, name):
         connection, _ = listener.accept()
-        connection.settimeout(5)
         del self.launch.loop.readers[listener]
         self.seen[name] = connection
         self.launch._step(name, "the kernel has connected")
         if name == "data channel":
-            # A connecting link asks which message port it may use, and opens it after this answer.
-            try:
-                connection.recv(64)
-                connection.sendall(b"OKY")
-            except OSError:
-                pass
+            self.launch.loop.readers[connection] = lambda: self._answer(connection)
         if len(self.seen) == 2:
             self.done = True
             self.launch._end_client()
+
+    def _answer(self, connection):
+        """A connecting link asks which message port it may use, and opens that after this answer."""
+        del self.launch.loop.readers[connection]
+        try:
+            if connection.recv(64):
+                connection.sendall(b"OKY")
+        except OSError:
+            pass  # it has gone again: its end will be told
 
 
 def printable(argv):

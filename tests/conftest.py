@@ -1,8 +1,11 @@
 """Fixtures: the launchers in a folder as users have it, and kernel machines with a real sshd."""
 
 import os
+import pathlib
+import re
 import shutil
 import sys
+import tempfile
 
 import pytest
 
@@ -92,18 +95,26 @@ class Desk:
         """The text of all logs, in the order of their names."""
         return [path.read_bytes().decode("utf-8") for path in sorted(self.folder.glob("Logs/*/*.log"))]
 
+    def local_ports(self):
+        """The ports on this machine that the launchers' logs speak of: local forwards, switchboards, links."""
+        found = re.findall(r" -L 127\.0\.0\.1:(\d+):| -R \S+:(\d+)$", "\n".join(self.logs()), re.MULTILINE)
+        return [int(port) for pair in found for port in pair if port]
+
     def processes(self):
         """What was launched here and still runs, shared connections apart."""
         return rig.processes_with("XDG_RUNTIME_DIR=" + str(self.runtime))
 
     def no_process(self, seconds=5):
-        rig.wait_until(lambda: not self.processes(), seconds, "the end of all that was launched")
+        try:
+            rig.wait_until(lambda: not self.processes(), seconds, "the end of all that was launched")
+        except AssertionError as error:
+            left = [(pid, rig.command_line(pid)) for pid in self.processes()]
+            raise AssertionError("{}; left: {}; logs:\n{}".format(error, left, "\n".join(self.logs()))) from None
 
 
 @pytest.fixture
-def desk(front_end_folder, tmp_path):
-    runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
+def desk(front_end_folder):
+    runtime = pathlib.Path(tempfile.mkdtemp(prefix="tunnel-run-"))  # short enough for sockets, as real ones
     desk = Desk(front_end_folder, runtime)
     yield desk
     for end in desk.front_ends:
@@ -116,3 +127,4 @@ def desk(front_end_folder, tmp_path):
     finally:
         for pid in desk.processes():
             rig.end_process(pid)
+        shutil.rmtree(str(runtime), ignore_errors=True)
