@@ -129,16 +129,28 @@ def main(arguments):
     if mathics:
         environment["TUNNEL_MATHICS"] = mathics
     chosen = pythons[:1] + pythons[-1:] if len(pythons) > 1 else pythons
-    failed = []
+    runs = []
     for version, path in chosen:
         name = "{}.{}".format(*version)
         packages = ["-r", os.path.join(ROOT, "tests", "requirements-3.6.txt")] if name == "3.6" else ["pytest"]
         inside = make_venv("py" + name, path, *packages)
-        say("Python " + name)
+        if not inside:
+            return 1
         windows = windows_python(mathics or path, WINDOWS_PYTHONS.get(name, WINDOWS_PYTHON))
         environment["TUNNEL_WINDOWS_PYTHON"] = windows or ""
-        if not inside or not run(inside, "-m", "pytest", *arguments, cwd=ROOT, env=environment):
+        # Both at once: they wait more than they compute.
+        output = open(os.path.join(VENVS, name + ".log"), "w+b")
+        argv = [inside, "-m", "pytest"] + arguments
+        process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+        runs.append((name, process, output))
+    failed = []
+    for name, process, output in runs:
+        if process.wait():
             failed.append(name)
+        output.seek(0)
+        say("Python " + name)
+        sys.stdout.write(output.read().decode("utf-8", "replace"))
+        output.close()
     say("failed on Python {}".format(" and ".join(failed)) if failed else "all passed")
     return 1 if failed else 0
 

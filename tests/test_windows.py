@@ -123,9 +123,15 @@ class Machine:
             return os.path.basename(path), stream.read()
 
     def plinks(self):
-        return [
-            pid for pid in rig.processes_with("plink.exe") if "plink.exe" in " ".join(rig.command_line(pid)[:1])
-        ]
+        return self.processes(lambda argv: "plink.exe" in argv[0])
+
+    def launchers(self):
+        return self.processes(lambda argv: "tunnel.main()" in " ".join(argv))
+
+    def processes(self, wanted):
+        """Process ids in this Wine whose arguments are ``wanted``."""
+        lines = [(pid, rig.command_line(pid)) for pid in rig.processes_with(self.wine.prefix)]
+        return [pid for pid, argv in lines if argv and wanted(argv)]
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +259,7 @@ def test_what_a_person_asks_for_is_printed(windows):
 def test_the_client_ends_with_a_launcher_that_is_killed(windows):
     launcher = windows.start("tunnel.bat", "host", KERNEL, LINK)
     rig.wait_until(lambda: os.path.exists(windows.record) and windows.plinks(), 30, "plink.exe")
-    pythons = [pid for pid in rig.processes_with("tunnel.main()") if pid != os.getpid()]
+    pythons = windows.launchers()
     assert pythons
     for pid in pythons:
         os.kill(pid, signal.SIGKILL)
