@@ -423,6 +423,8 @@ class OpenSSH:
         ("Authenticated to ", "login"),
         ("Requesting forwarding of ", "shared"),
         ("session request failed", "share refused"),
+        ("Control socket connect(", "stale"),
+        ('" does not exist', "stale"),  # Control socket "..."
         ("master session id: ", "started"),
         ("Sending command: ", "started"),
         ("client_request_forwarded_tcpip: listen ", "callback"),
@@ -1443,7 +1445,7 @@ class State:
 
     def __init__(self):
         self.login = self.started = self.called_back = self.ended = False
-        self.shared = self.share_refused = self.forwarding_disabled = False
+        self.shared = self.share_refused = self.stale = self.forwarding_disabled = False
         self.port_failed = None  # the line that says so
         self.foreign_port = self.dropped = self.old_plink = False
         self.answered = False  # the server has shown its host key, or a proxy is to bound the wait
@@ -1537,6 +1539,10 @@ class Launch:
             elif state.port_failed:
                 ports = draw_ports()
                 self.log.write("forwards were refused: the next block of ports is {}".format(ports[0]))
+            elif state.stale:
+                self.log.write("the shared connection is gone: a new one then")
+                remove_if_there(self.share)
+                self.share = self._shared_connection()
             elif self.share or state.share_refused:
                 self.share, self.alone = None, True
                 self.log.write("the shared connection takes no further kernel: one of its own then")
@@ -1724,34 +1730,54 @@ class Launch:
         self._expect_answer()
 
     def _on_event(self, event, line, rest):
-        state = self.state
-        if event == "port":
-            self._on_port_failed(rest.strip().rstrip("."), line)
-        elif event.endswith("verdict"):
-            # plink: "from 127.0.0.1:P refused: why", "127.0.0.1:P forwarding to ... failed: why"
-            if (" refused" if event == "remote verdict" else " failed: ") in rest:
-                self._on_port_failed(rest.split()[0].rpartition(":")[2], line)
-        elif event == "login":
-            state.login = state.answered = True
-            self._step("login", line.strip())
-        elif event in ("host key", "name", "proxy"):
-            state.answered = state.answered or event != "name"
-            self._step(event, rest.strip())
-        elif event == "started":
-            self._on_started()
-        elif event == "callback":
-            self._on_callback(rest)
-        elif event == "ended":
-            self._on_ended()
-        elif event == "status":
-            number = (rest.split() or [""])[0]
-            if number.isdigit():  # ssh writes -1 where it has heard of none
-                state.status = int(number)
-                self._on_ended()
-        else:
-            setattr(state, event.replace(" ", "_"), True)
-            if state.failed:
-                self._end_client()
+        """An event of the client's has a method ``_on_...`` here, or is just noted in the state."""
+        action = getattr(self, "_on_" + event.replace(" ", "_"), None)
+        if action:
+            action(rest, line)
+            return
+        setattr(self.state, event.replace(" ", "_"), True)
+        if self.state.failed:
+            self._end_client()
+
+    def _on_name(self, rest, line):
+        self._step("name", rest.strip())
+
+    def _on_proxy(self, rest, line):
+        self.state.answered = True
+        self._step("proxy", rest.strip())
+
+    def _on_host_key(self, rest, line):
+        self.state.answered = True
+        self._step("host key", rest.strip())
+
+    def _on_login(self, rest, line):
+        self.state.login = self.state.answered = True
+        self._step("login", line.strip())
+
+    def _on_stale(self, rest, line):
+        """Nobody answers at the shared connection's socket; one of the user's own is none of our business."""
+        if self.share:
+            self.state.stale = True
+            self._end_client()
+
+    def _on_port(self, rest, line):
+        self._on_port_failed(rest.strip().rstrip("."), line)
+
+    def _on_remote_verdict(self, rest, line):
+        """plink: ``127.0.0.1:P enabled``, or ``... refused`` and why."""
+        if " refused" in rest:
+            self._on_port_failed(rest.split()[0].rpartition(":")[2], line)
+
+    def _on_local_verdict(self, rest, line):
+        """plink: ``127.0.0.1:P forwarding to ...``, with or without ``failed:`` and why."""
+        if " failed: " in rest:
+            self._on_port_failed(rest.split()[0].rpartition(":")[2], line)
+
+    def _on_status(self, rest, line):
+        number = (rest.split() or [""])[0]
+        if number.isdigit():  # ssh writes -1 where it has heard of none
+            self.state.status = int(number)
+            self._on_ended(rest, line)
 
     def _on_port_failed(self, port, line):
         """A forward was refused. When it is one of the user's configuration, it is none of ours."""
@@ -1763,7 +1789,7 @@ class Launch:
         if self.state.failed:
             self._end_client()
 
-    def _on_started(self):
+    def _on_started(self, rest, line):
         """The forwards stand, and the server has been told to run the kernel."""
         if self.state.started:
             return
@@ -1785,12 +1811,12 @@ class Launch:
         for line in lines[:-1]:
             _, found, rest = line.decode("utf-8", "replace").partition("client_request_forwarded_tcpip: listen ")
             if found:
-                self._on_callback(rest)
+                self._on_callback(rest, "")
         position += len(data) - len(lines[-1])
         if client.code is None and not self.state.called_back:
-            self.loop.after(0.01, lambda: self._look_for_callback(client, position))
+            self.loop.after(0.005, lambda: self._look_for_callback(client, position))
 
-    def _on_callback(self, rest):
+    def _on_callback(self, rest, line):
         if not self.state.called_back and self._port_in(rest) == self.plan.link.data_port:
             self.state.called_back = True
             self.log.write("the kernel has called back after {:.1f} s".format(self.seconds))
@@ -1802,7 +1828,7 @@ class Launch:
         words = rest.replace(",", " ").split()
         return parse_port(words[2] if words[1:2] == ["port"] else words[0].rpartition(":")[2])
 
-    def _on_ended(self):
+    def _on_ended(self, rest, line):
         """The kernel has ended. A front end that closes its links late, or never, keeps the client."""
         if not self.state.ended:
             self.state.ended = True
@@ -1846,9 +1872,8 @@ class Launch:
             self.log.write("another launch has been logging in for too long: this one goes its own way")
             return None
         try:
-            if self._control(path, "check") == 0:
-                return path
-            return self._start_master(path, lock)
+            # Whether anybody answers there, the launch itself will tell.
+            return path if os.path.exists(path) else self._start_master(path, lock)
         finally:
             import fcntl
 
@@ -2011,6 +2036,13 @@ class Launch:
         user = ["-l", there.user] if there.user else []
         program = os.path.basename(self.program) if self.kind is Plink else "ssh"
         return printable([program] + flag + user + [there.host, self.request.kernel.quoted])
+
+
+def remove_if_there(path):
+    try:
+        os.remove(path)
+    except FileNotFoundError:
+        pass  # ssh has removed it meanwhile
 
 
 def last_words(lines):

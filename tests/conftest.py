@@ -31,7 +31,14 @@ def start(machine):
 
 def make_machine(request, **options):
     machine = start(rig.KernelMachine(**options))
-    request.addfinalizer(lambda: machine.__exit__(None, None, None))
+    desk = request.getfixturevalue("desk") if request.scope == "function" else None
+
+    def end():
+        if desk:
+            desk.close()  # while the machine is still there: a client notices late that it is gone
+        machine.__exit__(None, None, None)
+
+    request.addfinalizer(end)
     machine.classic = machine.install_kernel(CLASSIC)
     machine.behave(machine.classic, "classic")
     machine.modern = machine.install_kernel(CALLBACK)
@@ -65,7 +72,7 @@ class Desk:
 
     def __init__(self, folder, runtime):
         self.folder, self.runtime = folder, runtime
-        self.front_ends = []
+        self.front_ends, self.machines = [], []
 
     def environment(self, machine, client="ssh", **more):
         return dict(
@@ -82,6 +89,7 @@ class Desk:
         links = options.pop("host_of_links", "127.0.0.1")
         end = frontend.FrontEnd(role, host=links, **options)
         self.front_ends.append(end)
+        self.machines += [] if machine in self.machines else [machine]
         kernel = kernel or (machine.modern if role == "callback" else machine.classic)
         script = os.path.join(str(self.folder), "tunnel_sub.py" if role == "compute" else "tunnel.py")
         end.launch(
@@ -90,6 +98,19 @@ class Desk:
             script=script,
         )
         return end
+
+    def close(self):
+        """Quit all front ends, and see to it that everything else ends by itself."""
+        for end in self.front_ends:
+            end.__exit__()
+        for pid in self.processes():
+            if "ControlPersist=60" in rig.command_line(pid):  # a shared connection outlives its kernels
+                rig.end_process(pid)
+        try:
+            self.no_process()
+        finally:
+            for pid in self.processes():
+                rig.end_process(pid)
 
     def logs(self):
         """The text of all logs, in the order of their names."""
@@ -109,7 +130,9 @@ class Desk:
             rig.wait_until(lambda: not self.processes(), seconds, "the end of all that was launched")
         except AssertionError as error:
             left = [(pid, rig.command_line(pid)) for pid in self.processes()]
-            raise AssertionError("{}; left: {}; logs:\n{}".format(error, left, "\n".join(self.logs()))) from None
+            facts = [rig.run("ss", "-tnp").stdout] + [machine.describe() for machine in self.machines]
+            facts += self.logs()
+            raise AssertionError("{}; left: {}\n{}".format(error, left, "\n".join(facts))) from None
 
 
 @pytest.fixture
@@ -117,14 +140,5 @@ def desk(front_end_folder):
     runtime = pathlib.Path(tempfile.mkdtemp(prefix="tunnel-run-"))  # short enough for sockets, as real ones
     desk = Desk(front_end_folder, runtime)
     yield desk
-    for end in desk.front_ends:
-        end.__exit__()
-    for pid in desk.processes():
-        if "ControlPersist=60" in rig.command_line(pid):  # a shared connection outlives its kernels
-            rig.end_process(pid)
-    try:
-        desk.no_process()
-    finally:
-        for pid in desk.processes():
-            rig.end_process(pid)
-        shutil.rmtree(str(runtime), ignore_errors=True)
+    desk.close()
+    shutil.rmtree(str(runtime), ignore_errors=True)

@@ -1,6 +1,7 @@
 """A stand-in for the front end and for the parallel tools: creates links and launches kernels."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -30,6 +31,17 @@ def listening_pair(host="127.0.0.1", ports=(0, 0)):
     return listeners
 
 
+def quiet_pair():
+    """Listeners below the ephemeral ports: a classic kernel listens on the four ports after these, which
+    connections on its machine could have otherwise, its own included."""
+    while True:
+        port = random.randrange(10001, 32000, 10)
+        try:
+            return listening_pair(ports=(port, port + 1))
+        except OSError:
+            pass  # somebody has one of them
+
+
 def name_of(listeners, host="127.0.0.1"):
     data, message = (listener.getsockname()[1] for listener in listeners)
     return "{0}@{2},{1}@{2}".format(data, message, host)
@@ -45,7 +57,7 @@ class FrontEnd:
     def __init__(self, role="callback", host="127.0.0.1", ports=(0, 0)):
         self.role, self.host = role, host
         address = "127.0.0.1" if host == "localhost" else host
-        self.main = listening_pair(address, ports)
+        self.main = listening_pair(address, ports) if any(ports) or role != "classic" else quiet_pair()
         self.others = [listening_pair(address), listening_pair(address)] if role == "callback" else []
         self.link = name_of(self.main, host)
         self.channels, self.launcher, self.failure = [], None, None

@@ -365,6 +365,11 @@ class KernelMachine:
         pid = self.server.pid if self.server else self.holder.pid
         return listening_ports("/proc/{}/net/tcp".format(pid), everywhere)
 
+    def describe(self):
+        """What runs on the machine and how it is connected, for the message of a test that fails."""
+        lines = ["{} {}".format(pid, command_line(pid)[:4]) for pid in self.pids()]
+        return "\n".join(lines + [run("ip", "netns", "exec", self.namespace, "ss", "-tnp").stdout])
+
     def occupy(self, port):
         """A process that listens on ``port`` of the machine's loopback; call the result to end it."""
         code = (

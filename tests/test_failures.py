@@ -318,3 +318,23 @@ def test_a_server_that_allows_no_terminal_gets_a_launch_without_one(desk, reques
         assert end.wait()[0] == 0
         desk.no_process()
         assert "allows no terminal" in desk.logs()[-1]
+
+
+def test_plink_older_than_0_77_gets_the_password_in_its_arguments_with_a_warning(desk, machine):
+    real = machine.make_plink(key=False)
+    os.makedirs(machine.path("old"), exist_ok=True)
+    old = machine.write(
+        "old/plink",
+        '#!/bin/sh\ncase "$*" in\n*-pwfile*) echo \'plink: unknown option "-pwfile"\' >&2; exit 1 ;;\nesac\n'
+        'exec {} "$@"\n'.format(real),
+        0o755,
+    )
+    host = "john:{}@{}".format(rig.PASSWORD, machine.address)
+    end = desk.launch(machine, "compute", host=host, env={"TUNNEL_SSH": old})
+    assert end.wait()[0] == 0
+    end.accept()
+    end.echo()
+    (log,) = desk.logs()
+    assert "older than 0.77" in log
+    assert "-pw '***'" in log
+    assert rig.PASSWORD not in log

@@ -1,0 +1,351 @@
+#!/usr/bin/env python3
+"""Measure what the README states: start-up, launches, bulk transfer, memory. Prints ratios of one run.
+
+usage: python3 benchmarks/run.py [startup|channels|share|bulk|latency|memory ...]
+
+Everything that is compared is measured alternately in the same run, and medians are compared. As root, since
+the kernel machine is a network namespace here.
+"""
+
+import os
+import platform
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(sys.path[0], "tests"))
+
+import frontend
+import rig
+import run as setup
+
+import install
+
+MEGABYTE = 1 << 20
+
+
+def line(name, value, unit, note=""):
+    print("{:<58} {:>8.2f} {:<4} {}".format(name, value, unit, note), flush=True)
+
+
+def compare(works, rounds):
+    """Run each of ``works`` (name: function) alternately; returns the median seconds of each."""
+    times = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            begin = time.perf_counter()
+            seconds = work()
+            times[name].append(time.perf_counter() - begin if seconds is None else seconds)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+class Bench:
+    def __init__(self, machine, folder):
+        self.machine, self.folder = machine, folder
+        self.kernel = machine.install_kernel("usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel")
+        self.modern = machine.install_kernel("usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel")
+        self.environment = {"TUNNEL_SSH": machine.ssh, "XDG_RUNTIME_DIR": folder}
+        home = os.path.join(folder, "home")
+        os.mkdir(home)
+        environ = {"WOLFRAM_BASE": home + "/none", "MATHEMATICA_BASE": home + "/none"}
+        install.Installer(["--front-end"], "linux", environ, home, lambda text: None).run()
+        self.front_end = os.path.join(home, ".Wolfram", "FrontEnd")
+        machine.shell("true")
+
+    def drop_in(self, script):
+        return [os.path.join(self.front_end, script + ".sh")]
+
+    # -- what is measured
+
+    def startup(self):
+        """From the launcher's start to that of its ssh, which here is a program that notes the time."""
+        stamp = os.path.join(self.folder, "stamp")
+        source = os.path.join(self.folder, "stamp.c")
+        with open(source, "w") as stream:
+            stream.write(
+                "#include <stdio.h>\n#include <time.h>\nint main(void)\n{\n    struct timespec now;\n"
+                '    FILE *file = fopen("STAMP", "w");\n    clock_gettime(CLOCK_MONOTONIC, &now);\n'
+                '    fprintf(file, "%ld.%09ld", (long)now.tv_sec, now.tv_nsec);\n    return 1;\n}\n'.replace(
+                    "STAMP", stamp
+                )
+            )
+        program = os.path.join(self.folder, "ssh-stamp")
+        subprocess.check_call(["cc", "-O1", "-o", program, source])
+        environment = dict(os.environ, TUNNEL_SSH=program)
+        link = "53994@127.0.0.1,39359@127.0.0.1"
+
+        def to_ssh(command, kernel):
+            def once():
+                begin = time.monotonic()
+                subprocess.call(command + ["host", kernel, link], env=environment, stderr=subprocess.DEVNULL)
+                with open(stamp) as stream:
+                    return float(stream.read()) - begin
+
+            return once
+
+        def plain(*command):
+            def once():
+                subprocess.check_call(command)
+
+            return once
+
+        python = sys.executable
+        script = [python, os.path.join(rig.LAUNCHERS, "tunnel.py")]
+        found = compare(
+            {
+                "bash -c true": plain("bash", "-c", "true"),
+                "python3 -c pass": plain(python, "-c", "pass"),
+                "python3 -SEs -c pass": plain(python, "-SEs", "-c", "pass"),
+                "drop-in tunnel_sub.sh": to_ssh(self.drop_in("tunnel_sub"), self.kernel),
+                "drop-in tunnel.sh, up to 11.0": to_ssh(self.drop_in("tunnel"), self.kernel),
+                "drop-in tunnel.sh, 11.1 and later": to_ssh(self.drop_in("tunnel"), self.modern),
+                "python3 tunnel.py, up to 11.0": to_ssh(script, self.kernel),
+            },
+            21,
+        )
+        for name, seconds in found.items():
+            line("start-up to ssh: " + name, 1000 * seconds, "ms")
+        drop_in = found["drop-in tunnel_sub.sh"]
+        for name in ("bash -c true", "python3 -c pass", "python3 -SEs -c pass"):
+            line("  drop-in tunnel_sub.sh over " + name, drop_in / found[name], "x")
+
+    def channels(self):
+        """Until all channels stand, against the login alone."""
+
+        def stand(role, kernel):
+            def once():
+                end = frontend.FrontEnd(role)
+                begin = time.perf_counter()
+                name = "tunnel_sub" if role == "compute" else "tunnel"
+                end.launch(
+                    self.machine.destination, kernel, environment=self.environment, command=self.drop_in(name)
+                )
+                end.accept()
+                seconds = time.perf_counter() - begin
+                end.__exit__()
+                return seconds
+
+            return once
+
+        def bare():
+            subprocess.check_call([self.machine.ssh, self.machine.address, "true"], stderr=subprocess.DEVNULL)
+
+        found = compare(
+            {
+                "ssh host true": bare,
+                "compute kernel, 2 channels": stand("compute", self.kernel),
+                "controller kernel, 6 channels": stand("callback", self.modern),
+            },
+            9,
+        )
+        for name, seconds in found.items():
+            line("until it stands: " + name, 1000 * seconds, "ms")
+        for name in ("compute kernel, 2 channels", "controller kernel, 6 channels"):
+            line("  " + name + " over ssh host true", found[name] / found["ssh host true"], "x")
+
+    def share(self):
+        """Sixteen compute kernels, one launch after the other as the parallel tools do it."""
+
+        def sixteen(*options):
+            def once():
+                ends = [frontend.FrontEnd("compute") for _ in range(16)]
+                begin = time.perf_counter()
+                for end in ends:
+                    words = list(options) + [self.machine.destination, self.kernel]
+                    end.launch(*words, environment=self.environment, command=self.drop_in("tunnel_sub"))
+                    if end.wait(60)[0]:
+                        raise SystemExit("a launch failed")
+                seconds = time.perf_counter() - begin
+                for end in ends:
+                    end.accept()
+                for end in ends:
+                    end.__exit__()
+                return seconds
+
+            return once
+
+        found = compare({"16 logins": sixteen(), "--share": sixteen("--share")}, 3)
+        for name, seconds in found.items():
+            line("16 compute kernels: " + name, seconds, "s")
+        line("  16 logins over --share", found["16 logins"] / found["--share"], "x", "aim: 4")
+
+    def bulk(self):
+        """Bulk data there and back through each kind of link, against a bare ``ssh -R``."""
+        size = 192 * MEGABYTE
+
+        def receive(connection):
+            begin, got = time.perf_counter(), 0
+            buffer = bytearray(MEGABYTE)
+            while got < size:
+                count = connection.recv_into(buffer)
+                if not count:
+                    raise SystemExit("the sender gave up")
+                got += count
+            return time.perf_counter() - begin
+
+        def there_and_back(connection):
+            connection.settimeout(None)
+            threading.Thread(target=self.pour, args=(connection, size), daemon=True).start()
+            return receive(connection)
+
+        def bare():
+            """An echo through ``ssh -R`` alone: what the links are to be compared with."""
+            listener = socket.socket()
+            listener.bind(("127.0.0.1", 0))
+            listener.listen(1)
+            port = listener.getsockname()[1]
+            forward = "127.0.0.1:{0}:127.0.0.1:{0}".format(port)
+            argv = [self.machine.ssh, "-o", "ExitOnForwardFailure=yes", "-R", forward, "-N", self.machine.address]
+            client = subprocess.Popen(argv)
+            rig.wait_until(lambda: port in self.machine.listeners(), 10)
+            echo = (
+                "import socket,sys; s=socket.create_connection(('127.0.0.1',int(sys.argv[1])))\n"
+                "while True:\n d=s.recv(1<<18)\n if not d: break\n s.sendall(d)\n"
+            )
+            argv = ["ip", "netns", "exec", self.machine.namespace, rig.kernel_python(), "-c", echo, str(port)]
+            other = subprocess.Popen(argv)
+            connection, _ = listener.accept()
+            seconds = there_and_back(connection)
+            connection.close()
+            other.wait(10)
+            client.terminate()
+            client.wait(10)
+            listener.close()
+            return seconds
+
+        def link(role, kernel, channel, *options):
+            def once():
+                end = frontend.FrontEnd(role)
+                words = ["-o", "Compression=no"] + list(options) + [self.machine.destination, kernel]
+                end.launch(*words, environment=self.environment, command=self.drop_in("tunnel"))
+                end.accept()
+                seconds = there_and_back(end.channels[channel])
+                end.__exit__()
+                return seconds
+
+            return once
+
+        found = compare(
+            {
+                "bare ssh -R": bare,
+                "main link, direct (up to 11.0)": link("classic", self.classic(), 0),
+                "main link, through the switchboard": link("callback", self.modern, 0),
+                "preemptive link, -L (up to 11.0)": link("classic", self.classic(), 2),
+                "preemptive link, through the switchboard": link("callback", self.modern, 2),
+            },
+            5,
+        )
+        for name, seconds in found.items():
+            line("bulk, there and back: " + name, size / MEGABYTE / seconds, "MB/s")
+        for name in list(found)[1:]:
+            line("  {} over bare ssh -R".format(name), found["bare ssh -R"] / found[name], "x", "aim: 0.9")
+
+    def classic(self):
+        kernel = self.machine.install_kernel("opt/Mathematica/9.0/MathKernel")
+        self.machine.behave(kernel, "classic")
+        return kernel
+
+    @staticmethod
+    def pour(connection, size):
+        block, sent = os.urandom(MEGABYTE), 0
+        while sent < size:
+            connection.sendall(block)
+            sent += len(block)
+
+    def latency(self):
+        """A byte there and back on the main link, with the switchboard and without."""
+
+        def prepare(role, kernel):
+            end = frontend.FrontEnd(role)
+            words = ["-o", "Compression=no", self.machine.destination, kernel]
+            end.launch(*words, environment=self.environment, command=self.drop_in("tunnel"))
+            end.accept()
+            return end
+
+        def round_trips(connection):
+            def once():
+                begin = time.perf_counter()
+                for _ in range(300):
+                    connection.sendall(b"x")
+                    connection.recv(1)
+                return (time.perf_counter() - begin) / 300
+
+            return once
+
+        ends = [prepare("classic", self.classic()), prepare("callback", self.modern)]
+        for end in ends:
+            end.channels[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        found = compare(
+            {"direct": round_trips(ends[0].channels[0]), "switchboard": round_trips(ends[1].channels[0])}, 21
+        )
+        for end in ends:
+            end.__exit__()
+        for name, seconds in found.items():
+            line("1 byte there and back, main link: " + name, 1000 * seconds, "ms")
+        line("  switchboard over direct", found["switchboard"] / found["direct"], "x")
+        line("  added by the switchboard", 1000 * (found["switchboard"] - found["direct"]), "ms", "aim: 0.1")
+
+    def memory(self):
+        """Resident memory, and processor time over five seconds, of launchers that wait."""
+        for role, script, kernel in (
+            ("compute", "tunnel_sub", self.kernel),
+            ("classic", "tunnel", self.classic()),
+            ("callback", "tunnel", self.modern),
+        ):
+            end = frontend.FrontEnd(role)
+            end.launch(
+                self.machine.destination, kernel, environment=self.environment, command=self.drop_in(script)
+            )
+            end.accept()
+            if role == "compute":
+                end.wait()
+            words = "import " + script
+            pids = [pid for pid in rig.processes_with(self.folder) if words in " ".join(rig.command_line(pid))]
+            with open("/proc/{}/status".format(pids[-1])) as stream:
+                status = dict(each.split(":", 1) for each in stream)
+            before = self.ticks(pids[-1])
+            time.sleep(5)
+            used = (self.ticks(pids[-1]) - before) / os.sysconf("SC_CLK_TCK")
+            line("waiting launcher, memory: " + role, int(status["VmRSS"].split()[0]) / 1024, "MB", "aim: 14")
+            line("waiting launcher, processor: " + role, 100 * used / 5, "%")
+            end.__exit__()
+
+    @staticmethod
+    def ticks(pid):
+        with open("/proc/{}/stat".format(pid)) as stream:
+            fields = stream.read().rpartition(")")[2].split()
+        return int(fields[11]) + int(fields[12])
+
+
+def main(names):
+    setup.install_packages({name: setup.PACKAGES[name] for name in ("sshd", "ssh", "ip", "openssl")})
+    names = names or ["startup", "channels", "share", "bulk", "latency", "memory"]
+    with open("/proc/cpuinfo") as stream:
+        models = [each.partition(":")[2].strip() for each in stream if each.startswith("model name")]
+    version = subprocess.run(["ssh", "-V"], stderr=subprocess.PIPE).stderr.decode().strip()
+    print(
+        "{} x {}, Python {}, {}".format(os.cpu_count(), (models or ["?"])[0], platform.python_version(), version)
+    )
+    folder = tempfile.mkdtemp(prefix="tunnel-run-")
+    try:
+        with rig.KernelMachine(sshd_options=["MaxSessions 100"]) as machine:
+            bench = Bench(machine, folder)
+            for name in names:
+                getattr(bench, name)()
+            for pid in rig.processes_with(folder):
+                rig.end_process(pid)
+    except rig.Unavailable as reason:
+        return "run.py: {}".format(reason)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
