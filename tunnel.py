@@ -30,6 +30,7 @@ KILL_SECONDS = 1.0  # from SIGTERM to SIGKILL
 CALLBACK_SECONDS = 120  # a kernel that has not called back by then is noted in the log
 NAMES_SECONDS = 300  # how long the switchboard looks for link names
 HOLD_SECONDS = 0.2  # how long it holds the beginning of what may become a link name
+KERNEL_LINES = 1000  # of what a kernel prints, how much goes into the log
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
 
 EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE = 2, 69, 70
@@ -70,10 +71,16 @@ def has_control_characters(text):
     return any(ord(character) < 32 or ord(character) == 127 for character in text)
 
 
+def parse_number(text):
+    """An integer from one to five decimal digits, and nothing else; None for any other text."""
+    digits = 1 <= len(text) <= 5 and all(character in "0123456789" for character in text)
+    return int(text) if digits else None
+
+
 def parse_port(text):
     """A TCP port from its decimal digits; None when ``text`` is none from 1 to 65535."""
-    digits = 1 <= len(text) <= 5 and all(character in "0123456789" for character in text)
-    return int(text) if digits and 1 <= int(text) <= 65535 else None
+    number = parse_number(text)
+    return number if number and number <= 65535 else None
 
 
 class Destination:
@@ -809,8 +816,11 @@ def diagnose(table, text, facts):
 def say(text):
     """One line for whoever looks; a front end shows it to nobody."""
     if sys.stderr:
-        sys.stderr.write("tunnel: {}\n".format(text))
-        sys.stderr.flush()
+        try:
+            sys.stderr.write("tunnel: {}\n".format(text))
+            sys.stderr.flush()
+        except OSError:
+            pass  # whoever was to read it has gone
 
 
 def find_client(name, environ):
@@ -1444,7 +1454,7 @@ class State:
     """What a client's output has said so far, in the course of one try."""
 
     def __init__(self):
-        self.login = self.started = self.called_back = self.ended = False
+        self.started = self.called_back = self.ended = False
         self.shared = self.share_refused = self.stale = self.forwarding_disabled = False
         self.port_failed = None  # the line that says so
         self.foreign_port = self.dropped = self.old_plink = False
@@ -1481,6 +1491,7 @@ class Launch:
         self.environment = client_environment(os.environ)
         self.switchboard = self.keeper = self.check = self.share = None
         self.lenient = self.old_plink = self.alone = self.no_terminal = False
+        self.kernel_lines = 0
         self.begin = time.monotonic()
 
     def abandon(self):
@@ -1716,18 +1727,27 @@ class Launch:
         return not self.state.shared or self.share is not None
 
     def _on_output(self, stream, line):
-        self.log.write("{}: {}".format("kernel" if stream == "out" else self.kind.kind, line))
         keep = self.state.printed if stream == "out" else self.state.said
         keep.append(line)
         del keep[:-200]
         if stream == "out":
+            self._log_kernel(line)
             return
+        self.log.write("{}: {}".format(self.kind.kind, line))
         self._remove_password_file()
         for words, event in self.kind.events:
             if words in line:
                 self._on_event(event, line, line.partition(words)[2])
                 break
         self._expect_answer()
+
+    def _log_kernel(self, line):
+        """A kernel may print without end; what it says at first is what helps."""
+        self.kernel_lines += 1
+        if self.kernel_lines <= KERNEL_LINES:
+            self.log.write("kernel: {}".format(line))
+        elif self.kernel_lines == KERNEL_LINES + 1:
+            self.log.write("kernel: ... what it prints from here on is not logged")
 
     def _on_event(self, event, line, rest):
         """An event of the client's has a method ``_on_...`` here, or is just noted in the state."""
@@ -1751,7 +1771,7 @@ class Launch:
         self._step("host key", rest.strip())
 
     def _on_login(self, rest, line):
-        self.state.login = self.state.answered = True
+        self.state.answered = True
         self._step("login", line.strip())
 
     def _on_stale(self, rest, line):
@@ -1774,9 +1794,9 @@ class Launch:
             self._on_port_failed(rest.split()[0].rpartition(":")[2], line)
 
     def _on_status(self, rest, line):
-        number = (rest.split() or [""])[0]
-        if number.isdigit():  # ssh writes -1 where it has heard of none
-            self.state.status = int(number)
+        number = parse_number((rest.split() or [""])[0])
+        if number is not None:  # ssh writes -1 where it has heard of none
+            self.state.status = number
             self._on_ended(rest, line)
 
     def _on_port_failed(self, port, line):
@@ -1825,8 +1845,8 @@ class Launch:
     @staticmethod
     def _port_in(rest):
         """The port in ssh's ``127.0.0.1 port P, originator ...`` or plink's ``127.0.0.1:P open ...``."""
-        words = rest.replace(",", " ").split()
-        return parse_port(words[2] if words[1:2] == ["port"] else words[0].rpartition(":")[2])
+        words = rest.replace(",", " ").split() + ["", "", ""]
+        return parse_port(words[2] if words[1] == "port" else words[0].rpartition(":")[2])
 
     def _on_ended(self, rest, line):
         """The kernel has ended. A front end that closes its links late, or never, keeps the client."""

@@ -370,3 +370,58 @@ def test_fuzzed_argument_vectors_are_refused_with_code_2_or_planned():
         assert "pw" not in line
         planned += isinstance(result, list)
     assert 200 < planned < 1900
+
+
+class Quiet:
+    """A launch whose client says whatever a test has it say."""
+
+    def __init__(self, client=tunnel.OpenSSH):
+        self.lines = []
+        asked = request("host", KERNEL, LINK)
+        self.launch = tunnel.Launch(asked, "client", client, self)
+        self.launch.state = tunnel.State()
+        self.launch.plan = tunnel.Plan(asked, tunnel.first_ports(asked), ())
+
+    def write(self, text):
+        self.lines.append(text)
+
+    def hears(self, *lines):
+        for line in lines:
+            self.launch._on_output("err", line)
+        return self.launch.state
+
+
+@pytest.mark.parametrize("client", [tunnel.OpenSSH, tunnel.Plink])
+def test_no_text_of_a_server_brings_the_launcher_down(client):
+    """A server's banner comes through the same pipe as what the client says of itself."""
+    draw = random.Random(5)
+    words = [text for text, _ in client.events] + [
+        "port",
+        "127.0.0.1:",
+        "99999999",
+        "²",
+        "-1",
+        ",",
+        " failed: ",
+        " refused",
+    ]
+    for _ in range(2000):
+        quiet = Quiet(client)
+        quiet.hears(" ".join(draw.choice(words) for _ in range(draw.randint(1, 6))))
+    assert Quiet(client).hears("Exit status -1", "Session sent command exit status x").status is None
+
+
+def test_the_port_of_a_callback_is_that_of_the_main_link():
+    line = "debug1: client_request_forwarded_tcpip: listen 127.0.0.1 port {}, originator 127.0.0.1 port 1"
+    assert not Quiet().hears(line.format(39359)).called_back
+    assert Quiet().hears(line.format(53994)).called_back
+    plink = "Received remote port 127.0.0.1:53994 open request from 127.0.0.1:1"
+    assert Quiet(tunnel.Plink).hears(plink).called_back
+
+
+def test_what_a_kernel_prints_without_end_does_not_fill_the_disk():
+    quiet = Quiet()
+    for number in range(5000):
+        quiet.launch._on_output("out", "line {}".format(number))
+    assert len(quiet.lines) == tunnel.KERNEL_LINES + 1
+    assert len(quiet.launch.state.printed) == 200
