@@ -1176,6 +1176,42 @@ def join_windows_job():
     return job if done and kernel32.AssignProcessToJobObject(job, this) else None
 
 
+def run_quietly(argv, environment):
+    """Run a command that ends by itself, 5 s at most.
+
+    :returns: its exit code and what it printed; 1 and nothing when it did not come to an end
+    """
+    import subprocess
+
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    try:
+        done = subprocess.run(argv, stdin=null, stdout=pipe, stderr=subprocess.STDOUT, env=environment, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return 1, ""
+    return done.returncode, done.stdout.decode("utf-8", "replace")
+
+
+def listen():
+    """A socket that listens on a port of the loopback which the system chooses."""
+    import socket
+
+    listener = socket.socket()
+    listener.bind((LOOPBACK, 0))
+    listener.listen(5)
+    listener.setblocking(False)  # who has knocked may have gone before accept() looks
+    return listener
+
+
+def accept(listener):
+    """The next connection; None when it has gone again."""
+    try:
+        connection, _ = listener.accept()
+    except OSError:
+        return None
+    connection.setblocking(True)
+    return connection
+
+
 class PasswordKeeper:
     """Answers ssh's password prompt, once, through the script itself as ``SSH_ASKPASS`` helper.
 
@@ -1184,14 +1220,10 @@ class PasswordKeeper:
     """
 
     def __init__(self, loop, request, program, log):
-        import socket
-
         self.loop, self.request, self.program, self.log = loop, request, program, log
         self.password = request.destination.password
         self.token = os.urandom(16).hex()
-        self.listener = socket.socket()
-        self.listener.bind((LOOPBACK, 0))
-        self.listener.listen(5)
+        self.listener = listen()
         loop.readers[self.listener] = self._accept
 
     def environment(self, environ):
@@ -1212,7 +1244,9 @@ class PasswordKeeper:
         return environment
 
     def _accept(self):
-        connection, _ = self.listener.accept()
+        connection = accept(self.listener)
+        if connection is None:
+            return
         connection.settimeout(5)
         try:
             token, _, prompt = read_all(connection).decode("utf-8", "replace").partition("\n")
@@ -1237,11 +1271,8 @@ class PasswordKeeper:
 
     def _login(self):
         """User, host and whether there is no jump host, as ssh's configuration has them."""
-        import subprocess
-
         argv = [self.program, "-G"] + OpenSSH.login(self.request) + [self.request.destination.host]
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=5)
-        lines = done.stdout.decode("utf-8", "replace").splitlines()
+        lines = run_quietly(argv, client_environment(os.environ))[1].splitlines()
         values = dict(reversed([line.partition(" ")[::2] for line in lines]))
         host = values.get("hostkeyalias") or values.get("hostname", self.request.destination.host)
         proxies = [values.get(name, "none") for name in ("proxyjump", "proxycommand")]
@@ -1296,22 +1327,18 @@ class Switchboard:
         self.pairs = []  # the remote ports, in the order in which they are given out
         self.given = {}  # link name: what the kernel has been told for it
         self.buffer = memoryview(bytearray(1 << 18))
-        self.listeners = [self._listen(position) for position in range(5)]
+        self.listeners = [listen() for _ in range(5)]
+        for position, listener in enumerate(self.listeners):
+            loop.readers[listener] = lambda position=position: self._accept(position)
         self.targets = [(link.data_host, link.data_port), None, None, None, None]
         # The local ports: main data channel, then data and message channel of each further link.
         self.ports = [listener.getsockname()[1] for listener in self.listeners]
 
-    def _listen(self, position):
-        listener = self.socket.socket()
-        listener.bind((LOOPBACK, 0))
-        listener.listen(5)
-        self.loop.readers[listener] = lambda: self._accept(position)
-        return listener
-
     def _accept(self, position):
         listener = self.listeners[position]
-        kernel, _ = listener.accept()
-        target = self.targets[position]
+        kernel, target = accept(listener), self.targets[position]
+        if kernel is None:
+            return
         if target is None:  # nobody has been told this port yet
             kernel.close()
             return
@@ -1949,27 +1976,11 @@ class Launch:
         extra = [("ControlPath", path)] if path else []
         login = OpenSSH.login(self.request, extra)
         argv = [self.program, "-O", command] + list(arguments) + login + [self.request.destination.host]
-        return self._run_quietly(argv)[0]
+        return run_quietly(argv, self.environment)[0]
 
     def _client_version(self):
-        return (self._run_quietly([self.program, "-V"])[1].splitlines() or ["version unknown"])[0].strip()
-
-    def _run_quietly(self, argv):
-        """Run a command that ends by itself, 5 s at most; returns its exit code and its output."""
-        import subprocess
-
-        try:
-            done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                env=self.environment,
-                timeout=5,
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return 1, ""
-        return done.returncode, done.stdout.decode("utf-8", "replace")
+        lines = run_quietly([self.program, "-V"], self.environment)[1].splitlines()
+        return (lines or ["version unknown"])[0].strip()
 
     def _take_forwards_back(self):
         """Forwards stay on a shared connection when the session that asked for them ends."""
@@ -2084,14 +2095,8 @@ class Check:
     """``--check``: plays the front end, reports each step, and stops the kernel when it has called back."""
 
     def __init__(self, launch):
-        import socket
-
         self.launch, self.done = launch, False
-        self.listeners = [socket.socket(), socket.socket()]
-        for listener in self.listeners:
-            listener.bind((LOOPBACK, 0))
-            listener.listen(5)
-        data, message = self.listeners
+        data, message = listen(), listen()
         self.link = LinkName(data.getsockname()[1], LOOPBACK, message.getsockname()[1], LOOPBACK)
         launch.loop.readers[data] = lambda: self._accept(data, "data channel")
         launch.loop.readers[message] = lambda: self._accept(message, "message channel")
@@ -2103,7 +2108,9 @@ class Check:
         print("{:6.2f} s  {}  {}: {}".format(self.launch.seconds, mark, name, text), flush=True)
 
     def _accept(self, listener, name):
-        connection, _ = listener.accept()
+        connection = accept(listener)
+        if connection is None:
+            return
         del self.launch.loop.readers[listener]
         self.seen[name] = connection
         self.launch._step(name, "the kernel has connected")
