@@ -24,6 +24,9 @@ LIBRARY = b"\n-libraryid '!&*' -decoders 0\n"
 GREETING = b"Math Link 6" + LIBRARY + HELLO
 
 
+PATIENCE = 120  # seconds; the parallel tools look at their links only when all launches have returned
+
+
 def read_until(connection, end):
     data = b""
     while not data.endswith(end):
@@ -37,10 +40,10 @@ def read_until(connection, end):
 def handshake_connecting(ends):
     """What the connecting side of a link does (recorded from the WSTP library); both channels."""
     (data_host, data_port), (message_host, message_port) = ends
-    data = socket.create_connection((data_host, data_port), 30)
+    data = socket.create_connection((data_host, data_port), PATIENCE)
     data.sendall(b"need_msg_portN")
     read_until(data, b"OKY")
-    message = socket.create_connection((message_host, message_port), 30)
+    message = socket.create_connection((message_host, message_port), PATIENCE)
     data.sendall(b"Math Link")
     read_until(data, b"Math Link")
     data.sendall(b" 6")
