@@ -1840,7 +1840,7 @@ class Launch:
         """The forwards stand, and the server has been told to run the kernel."""
         if self.state.started:
             return
-        self.state.started = True
+        self.state.started = self.state.answered = True  # a shared connection shows no host key
         self._step("forwards", "{} ports".format(len(self.plan.forwards)))
         self._step("kernel", "started")
         client = self.client

@@ -176,6 +176,31 @@ def users_connection(machine, tmp_path):
     rig.run(wrapper, "-O", "exit", machine.address)
 
 
+def outlives_the_wait_for_an_answer(end):
+    """Assert that a kernel launched with ``ConnectTimeout=1`` is there long after that has passed."""
+    end.accept()
+    begin = time.monotonic()
+    while time.monotonic() - begin < 3:
+        end.echo(1000)
+
+
+def test_a_kernel_on_a_shared_connection_outlives_the_wait_for_an_answer(desk, machine):
+    for _ in range(2):  # the first makes the connection, the second finds it
+        end = desk.launch(machine, "compute", "--share", "-o", "ConnectTimeout=1")
+        assert end.wait() == (0, "")
+        outlives_the_wait_for_an_answer(end)
+
+
+def test_a_kernel_on_the_users_connection_outlives_the_wait_for_an_answer(desk, machine, users_connection):
+    end = desk.launch(machine, "callback", "-o", "ConnectTimeout=1", env={"TUNNEL_SSH": users_connection})
+    outlives_the_wait_for_an_answer(end)
+
+
+def test_a_kernel_of_its_own_connection_outlives_the_wait_for_an_answer(desk, machine):
+    end = desk.launch(machine, "classic", "-o", "ConnectTimeout=1")
+    outlives_the_wait_for_an_answer(end)
+
+
 @pytest.mark.parametrize("role", ["classic", "callback", "compute"])
 def test_a_connection_that_the_user_shares_is_used_and_its_forwards_are_taken_back(
     desk, machine, users_connection, role
