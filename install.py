@@ -119,7 +119,6 @@ one() {{
     list) if cmp -s "$new" "$file"; then echo "unchanged $file"; else echo "would install $file"; fi ;;
     install)
         if cmp -s "$new" "$file"; then echo "unchanged $file"; return; fi
-        if [ ! -d "$1/Kernel" ]; then made=yes; else made=no; fi
         mkdir -p "$1/Kernel" || {{ echo "failed $file"; code=1; return; }}
         if [ -e "$file" ] && ! {{ [ -e "$record" ] && cmp -s "$record" "$file"; }}; then
             while [ -e "$aside" ]; do aside=$aside.2; done
@@ -188,14 +187,10 @@ def interpreter(platform):
     return path if os.path.exists(path) else sys.executable
 
 
-def single_quoted(text):
-    return "'{}'".format(text.replace("'", "'\\''"))
-
-
 def drop_in(script, platform, python):
     """The text of a drop-in."""
     if platform != "win32":
-        return SHELL_DROP_IN.format(script=script, python=single_quoted(python))
+        return SHELL_DROP_IN.format(script=script, python=tunnel.printable([python]))
     windowless = python.replace("python.exe", "pythonw.exe")
     windowless = windowless if os.path.exists(windowless) else python
     text = BATCH_DROP_IN.format(
@@ -464,12 +459,8 @@ class Installer:
         task = "list" if self.dry_run else "uninstall" if self.uninstall else "install"
         content = read(os.path.join(self.source, "tunnel.m")).decode("utf-8")
         script = REMOTE_SCRIPT.format(task=task, content=content)
-        argv = [program]
-        for name, value in self.options:
-            argv += ["-o", "{}={}".format(name, value)]
-        argv += ["-o", "ConnectTimeout={}".format(tunnel.CONNECT_SECONDS), "-o", "RemoteCommand=none", "-T"]
-        argv += ["-l", self.remote.user] if self.remote.user else []
-        argv += ["-p", str(self.remote.port)] if self.remote.port else []
+        options = [("ConnectTimeout", str(tunnel.CONNECT_SECONDS)), ("RemoteCommand", "none")]
+        argv = [program, "-T"] + tunnel.OpenSSH.words(self.options + options, self.remote)
         environment = tunnel.client_environment(self.environ)
         done = subprocess.run(
             argv + [self.remote.host, "sh"],

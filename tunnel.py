@@ -33,6 +33,8 @@ HOLD_SECONDS = 0.2  # how long it holds the beginning of what may become a link 
 KERNEL_LINES = 1000  # of what a kernel prints, how much goes into the log
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
 
+DEFECT = "a defect of tunnel stopped the launch{}; TUNNEL_DEBUG=1 logs where"
+
 EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE = 2, 69, 70
 
 USAGE = """\
@@ -391,6 +393,11 @@ class Plan:
         ]
         self.command = remote_command(request.kernel, request.role, self.link)
 
+    @property
+    def forward_words(self):
+        """The forwards as arguments; OpenSSH and plink take the same."""
+        return [word for forward in self.forwards for word in (forward.flag, str(forward))]
+
     def owns(self, port):
         return any(forward.port == port for forward in self.forwards)
 
@@ -475,9 +482,14 @@ class OpenSSH:
     @classmethod
     def login(cls, request, extra=(), lenient=False):
         """The arguments that say where and how to log in, but for the host: options, user, port."""
-        there = request.destination
+        options = list(extra) + request.options + cls.defaults(request, lenient)
+        return cls.words(options, request.destination)
+
+    @staticmethod
+    def words(options, there):
+        """Options, then user and port of the destination ``there``, as arguments."""
         arguments = []
-        for name, value in list(extra) + request.options + cls.defaults(request, lenient):
+        for name, value in options:
             arguments += ["-o", "{}={}".format(name, value)]
         arguments += ["-l", there.user] if there.user else []
         arguments += ["-p", str(there.port)] if there.port else []
@@ -490,9 +502,8 @@ class OpenSSH:
         :param extra: options that come even before the user's
         :param lenient: whether forwards of the user's configuration may fail
         """
-        forwards = [word for forward in plan.forwards for word in (forward.flag, str(forward))]
         login = cls.login(request, extra, lenient)
-        return ["-v"] + forwards + login + [request.destination.host, plan.command]
+        return ["-v"] + plan.forward_words + login + [request.destination.host, plan.command]
 
 
 class Plink:
@@ -541,17 +552,17 @@ class Plink:
                 raise Fatal("-o {}: a value for plink cannot begin with '-'".format(name))
 
     @classmethod
-    def arguments(cls, request, plan, password=(), quest=False):
+    def arguments(cls, request, plan, program, password=()):
         """The client's arguments, all but its own name.
 
+        :param program: its path, which tells Quest's build; that one can accept an unknown host key by itself
         :param password: the arguments that hand over the password
-        :param quest: whether it is Quest's build, which can accept an unknown host key by itself
         """
         there = request.destination
         # -batch: without it an unanswered prompt ends with exit code 0. -t: as RequestTTY for OpenSSH.
         # Compression costs plink more than it can gain, so it takes an option to have it.
         arguments = ["-batch", "-v", "-ssh", "-x", "-t"]
-        arguments += ["-auto_store_key_in_cache"] if quest else []
+        arguments += ["-auto_store_key_in_cache"] if "quest" in program.lower() else []
         for name, (yes, no) in sorted(cls.switches.items()):
             chosen = (request.option(name) or ("yes" if name == "forwardagent" else "no")).lower()
             flag = yes if chosen == "yes" else no
@@ -560,9 +571,7 @@ class Plink:
         for name in ("port", "user", "identityfile"):
             chosen = request.option(name) or values[name]
             arguments += [cls.translated[name], str(chosen)] if chosen else []
-        for forward in plan.forwards:
-            arguments += [forward.flag, str(forward)]
-        return arguments + list(password) + [there.host, plan.command]
+        return arguments + plan.forward_words + list(password) + [there.host, plan.command]
 
 
 def client_environment(environ):
@@ -859,7 +868,7 @@ def which_places(name, environ):
     if name == "plink":
         return windows_places(environ)[:-1]
     name = name if name.lower().endswith(".exe") else name + ".exe"
-    folders.append(os.path.join(environ.get("SystemRoot", "C:\\Windows"), "System32", "OpenSSH"))
+    folders.append(windows_openssh(environ))
     return [os.path.join(folder, name) for folder in folders]
 
 
@@ -872,7 +881,11 @@ def windows_places(environ):
     places += [join(root, "Quest Software", "PuTTY", "plink.exe") for root in roots]
     places += [join(root, "PuTTY", "plink.exe") for root in roots]
     places += [join(folder, "plink.exe") for folder in environ.get("PATH", "").split(os.pathsep) if folder]
-    return places + [join(environ.get("SystemRoot", "C:\\Windows"), "System32", "OpenSSH", "ssh.exe")]
+    return places + [join(windows_openssh(environ), "ssh.exe")]
+
+
+def windows_openssh(environ):
+    return os.path.join(environ.get("SystemRoot", "C:\\Windows"), "System32", "OpenSSH")
 
 
 def private_folder(environ):
@@ -989,6 +1002,26 @@ class Loop:
                 timer[2]()
 
 
+class Lines:
+    """Takes a client's output in pieces, and hands it on in lines.
+
+    :param on_output: called with ``"out"`` or ``"err"`` and a line
+    """
+
+    def __init__(self, on_output):
+        self.on_output = on_output
+        self.partial = {"out": b"", "err": b""}
+
+    def feed(self, name, data):
+        """Hand the whole lines on; at the end of the output, which is empty data, the unfinished one too."""
+        lines = (self.partial[name] + data).split(b"\n")
+        self.partial[name] = lines.pop()[-65536:] if data else b""
+        for line in lines:
+            text = line.decode("utf-8", "surrogateescape").rstrip("\r")
+            if text:
+                self.on_output(name, text)
+
+
 class Client:
     """The SSH client as a process in a session of its own, with its output and its end in a loop.
 
@@ -998,12 +1031,11 @@ class Client:
     """
 
     def __init__(self, loop, argv, environment, on_output, inherit=()):
-        """:param on_output: called with ``"out"`` or ``"err"`` and a line
+        """:param on_output: as for :class:`Lines`
         :param inherit: descriptors that the client shall have, closed here afterwards
         """
-        self.loop, self.on_output = loop, on_output
+        self.loop, self.lines = loop, Lines(on_output)
         self.code = None
-        self.partial = {"out": b"", "err": b""}
         out, out_end = os.pipe()
         err, err_end = os.pipe()
         self.streams = {"out": out, "err": err}
@@ -1014,8 +1046,8 @@ class Client:
             os.set_blocking(descriptor, False)
             loop.readers[descriptor] = lambda name=name: self._read(name)
         leash, self.leash = os.pipe()
-        watchdog = ["sh", "-c", 'read -r _ || kill -s TERM -- "-$1"', "tunnel-watchdog", str(self.pid)]
-        spawn(["/bin/sh"] + watchdog[1:], {"PATH": "/usr/bin:/bin"}, (leash, None, None))
+        watchdog = ["/bin/sh", "-c", 'read -r _ || kill -s TERM -- "-$1"', "tunnel-watchdog", str(self.pid)]
+        spawn(watchdog, {"PATH": "/usr/bin:/bin"}, (leash, None, None))
         os.close(leash)
 
     def _read(self, name):
@@ -1026,7 +1058,7 @@ class Client:
             return False
         except OSError:
             data = b""
-        deliver_lines(self, name, data)
+        self.lines.feed(name, data)
         if not data:
             self.loop.readers.pop(descriptor, None)
         return bool(data)
@@ -1058,16 +1090,6 @@ class Client:
             os.killpg(self.pid, signal.SIGKILL if force else signal.SIGTERM)
         except OSError:
             pass
-
-
-def deliver_lines(client, name, data):
-    """Hand the whole lines of ``data`` on; at its end, which is empty data, the unfinished one too."""
-    lines = (client.partial[name] + data).split(b"\n")
-    client.partial[name] = lines.pop()[-65536:] if data else b""
-    for line in lines:
-        text = line.decode("utf-8", "surrogateescape").rstrip("\r")
-        if text:
-            client.on_output(name, text)
 
 
 def spawn(argv, environment, streams, inherit=()):
@@ -1104,9 +1126,8 @@ class WindowsClient:
     def __init__(self, loop, argv, environment, on_output, inherit=()):
         import subprocess
 
-        self.loop, self.on_output = loop, on_output
+        self.loop, self.lines = loop, Lines(on_output)
         self.code = None
-        self.partial = {"out": b"", "err": b""}
         self.process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -1140,7 +1161,7 @@ class WindowsClient:
 
     def _read(self, name, near):
         data = near.recv(65536)
-        deliver_lines(self, name, data)
+        self.lines.feed(name, data)
         if not data:
             del self.loop.readers[near]
             near.close()
@@ -1391,9 +1412,12 @@ class Channel:
         for side in self.sides:
             side.setblocking(False)
             side.setsockopt(board.socket.IPPROTO_TCP, board.socket.TCP_NODELAY, 1)
-            self.loop.readers[side] = lambda side=side: self._read(side)
+            self._watch(side)
         if replacer:
             self.loop.after(NAMES_SECONDS, self._stop_looking)
+
+    def _watch(self, side):
+        self.loop.readers[side] = lambda: self._read(side)
 
     def _read(self, side):
         try:
@@ -1457,7 +1481,7 @@ class Channel:
         self._send(side, data)
         source = self.sides.get(side)
         if side not in self.pending and source in self.open:
-            self.loop.readers[source] = lambda: self._read(source)
+            self._watch(source)
 
     def _finish(self, side):
         """All has been passed on to a side from which the other has taken leave."""
@@ -1518,6 +1542,9 @@ class Launch:
         self.environment = client_environment(os.environ)
         self.switchboard = self.keeper = self.check = self.share = None
         self.lenient = self.old_plink = self.alone = self.no_terminal = False
+        self.killed = False  # whether the client had to be ended, so that its exit code means nothing
+        self.killer = self.patience = None  # timers
+        self.password_file = self.share_log = None
         self.kernel_lines = 0
         self.begin = time.monotonic()
 
@@ -1579,14 +1606,15 @@ class Launch:
                 self.log.write("forwards were refused: the next block of ports is {}".format(ports[0]))
             elif state.stale:
                 self.log.write("the shared connection is gone: a new one then")
-                remove_if_there(self.share)
+                stale, self.share = self.share, None
+                remove_if_there(stale)
                 self.share = self._shared_connection()
             elif self.share or state.share_refused:
                 self.share, self.alone = None, True
                 self.log.write("the shared connection takes no further kernel: one of its own then")
             elif state.dropped and not state.refused:
                 self.log.write("the server closed the connection before the login: trying again")
-                self._pause(0.1 * 2**number * (1 + os.urandom(1)[0] / 255))
+                self._back_off(number)
             else:
                 break
         return self._finish()
@@ -1616,8 +1644,7 @@ class Launch:
             extra += [("RequestTTY", "no")] if self.no_terminal else []
             return [self.program] + OpenSSH.arguments(self.request, self.plan, extra, self.lenient), ()
         password, inherit = self._plink_password()
-        quest = "quest" in self.program.lower()
-        return [self.program] + Plink.arguments(self.request, self.plan, password, quest), inherit
+        return [self.program] + Plink.arguments(self.request, self.plan, self.program, password), inherit
 
     def _plink_password(self):
         """How plink gets the password: from a descriptor, from a file that is removed as soon as it has
@@ -1640,8 +1667,6 @@ class Launch:
         os.close(writer)
         return ("-pwfile", "/dev/fd/{}".format(reader)), (reader,)
 
-    password_file = None
-
     def _remove_password_file(self):
         if self.password_file:
             try:
@@ -1652,32 +1677,35 @@ class Launch:
 
     # -- watching
 
-    def _run_client(self, argv, inherit=()):
-        """Start a client and handle events until it has ended."""
+    def _run_client(self, argv, inherit=(), tail=None):
+        """Start a client and handle events until it has ended.
+
+        :param tail: what comes into this file is the client's output as well
+        """
         factory = WindowsClient if WINDOWS else Client
-        self._killed = False
+        self.killed = False
         self.client = factory(self.loop, argv, self.environment, self._on_output, inherit)
         callback = self.loop.after(CALLBACK_SECONDS, self._no_callback)
         self._expect_answer()
         if self.signal:
             self._end_client()
+        if tail:
+            self._follow(self.client, tail, self._on_error_line)
         while not self.client.poll():
             self.loop.step()
-        for timer in (callback, self._killer, self._patience):
+        if tail:
+            self._follow(self.client, tail, self._on_error_line)
+        for timer in (callback, self.killer, self.patience):
             self.loop.cancel(timer)
-        self._killer = None
+        self.killer = None
         self._remove_password_file()
         self.log.write("the client ended with exit code {}".format(self.client.code))
 
-    _killer = None
-
-    _killed = False  # whether the client had to be ended, so that its exit code means nothing
-
     def _end_client(self):
-        if self._killer is None and self.client and self.client.code is None:
-            self._killed = True
+        if self.killer is None and self.client and self.client.code is None:
+            self.killed = True
             self.client.end()
-            self._killer = self.loop.after(KILL_SECONDS, lambda: self.client.end(force=True))
+            self.killer = self.loop.after(KILL_SECONDS, lambda: self.client.end(force=True))
 
     def _pause(self, seconds):
         """Let ``seconds`` pass; a signal ends it."""
@@ -1685,6 +1713,10 @@ class Launch:
         self.loop.after(seconds, lambda: over.append(True))
         while not over and not self.signal:
             self.loop.step()
+
+    def _back_off(self, number):
+        """Let the server recover after failed try ``number``; launches of the same moment part here."""
+        self._pause(0.1 * 2**number * (1 + os.urandom(1)[0] / 255))
 
     def _catch_signals(self):
         import signal
@@ -1720,15 +1752,13 @@ class Launch:
         self.signal = self.signal or number
         self._end_client()
 
-    _patience = None
-
     def _expect_answer(self):
         """Give the server another while to go on with the key exchange. ssh's own ``ConnectTimeout`` ends
         with the server's first line, and plink has none."""
-        self.loop.cancel(self._patience)
+        self.loop.cancel(self.patience)
         if not self.state.answered:
             client = self.client
-            self._patience = self.loop.after(self.connect_seconds + 0.5, lambda: self._give_up(client))
+            self.patience = self.loop.after(self.connect_seconds + 0.5, lambda: self._give_up(client))
 
     @property
     def connect_seconds(self):
@@ -1767,6 +1797,9 @@ class Launch:
                 self._on_event(event, line, line.partition(words)[2])
                 break
         self._expect_answer()
+
+    def _on_error_line(self, line):
+        self._on_output("err", line)
 
     def _log_kernel(self, line):
         """A kernel may print without end; what it says at first is what helps."""
@@ -1848,20 +1881,21 @@ class Launch:
             # One that has neither failed nor called back by then is for others to wait for.
             self.loop.after(START_SECONDS, lambda: client.code is None and self._tell(0, ""))
         if self.share:
-            self._look_for_callback(client, os.fstat(self.share_log).st_size - 4096)
+            # Only the shared connection's own log tells when a kernel connects through it.
+            recent = max(0, os.fstat(self.share_log).st_size - 4096)
+            self._follow(client, Tail(self.share_log, recent), self._on_shared_line)
 
-    def _look_for_callback(self, client, position):
-        """Only the shared connection's own log tells when a kernel connects through it."""
-        position = max(0, position)
-        data = os.pread(self.share_log, 65536, position)
-        lines = data.split(b"\n")
-        for line in lines[:-1]:
-            _, found, rest = line.decode("utf-8", "replace").partition("client_request_forwarded_tcpip: listen ")
-            if found:
-                self._on_callback(rest, "")
-        position += len(data) - len(lines[-1])
-        if client.code is None and not self.state.called_back:
-            self.loop.after(0.005, lambda: self._look_for_callback(client, position))
+    def _follow(self, client, tail, on_line):
+        """Hand on what comes into a file while ``client`` runs."""
+        for line in tail.lines():
+            on_line(line)
+        if client is self.client and client.code is None:
+            self.loop.after(0.005, lambda: self._follow(client, tail, on_line))
+
+    def _on_shared_line(self, line):
+        _, found, rest = line.partition("client_request_forwarded_tcpip: listen ")
+        if found:
+            self._on_callback(rest, line)
 
     def _on_callback(self, rest, line):
         if not self.state.called_back and self._port_in(rest) == self.plan.link.data_port:
@@ -1908,8 +1942,7 @@ class Launch:
             name = "{:08x}".format(zlib.crc32("\0".join(login).encode("utf-8", "surrogateescape")))
             path = os.path.join(private_folder(os.environ), name)
             if len(path) > 80:  # of 104 in sockaddr_un; ssh adds 17 while it makes one
-                path = os.path.join("/tmp/tunnel-{}".format(os.getuid()), name)  # noqa: S108
-                private_folder({})
+                path = os.path.join(private_folder({}), name)
             lock = os.open(path + ".log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         except OSError as error:
             self.log.write("no shared connection: {}".format(error))
@@ -1925,8 +1958,6 @@ class Launch:
             import fcntl
 
             fcntl.flock(lock, fcntl.LOCK_UN)
-
-    share_log = None
 
     def _lock(self, descriptor, seconds=120):
         """Wait for our turn to look for, or make, the shared connection. The other launch may be waiting
@@ -1957,26 +1988,17 @@ class Launch:
         os.ftruncate(log, 0)
         login = OpenSSH.login(self.request, extra) + ["-v", "-E", path + ".log", "-f", "-N"]
         argv = [self.program] + login + [self.request.destination.host]
-        for drops in range(1, TRIES + 1):
+        tail = Tail(log, 0)  # where its output goes, since that outlives this launch
+        for number in range(1, TRIES + 1):
             self.state, self.plan = State(), Plan(self.request, first_ports(self.request), ())
             self.log.write("shared connection: {}".format(printable(argv)))
-            self._run_client(argv)
+            self._run_client(argv, (), tail)
             if self.client.code == 0 or self.signal:
                 return path
-            # Its output went to the file that outlives this launch.
-            for line in read_tail(log):
-                self._on_output("err", line)
-            if not self.state.dropped:
+            if not self.state.dropped or number == TRIES:
                 break
-            self._pause(0.2 * 2**drops)
-        raise Fatal(self._explain(), self.client.code)
-
-    def _control(self, path, command, *arguments):
-        """Run ``ssh -O`` on a shared connection; returns its exit code."""
-        extra = [("ControlPath", path)] if path else []
-        login = OpenSSH.login(self.request, extra)
-        argv = [self.program, "-O", command] + list(arguments) + login + [self.request.destination.host]
-        return run_quietly(argv, self.environment)[0]
+            self._back_off(number)
+        raise Fatal(self._explain(), self.failure_code)
 
     def _client_version(self):
         lines = run_quietly([self.program, "-V"], self.environment)[1].splitlines()
@@ -1984,8 +2006,9 @@ class Launch:
 
     def _take_forwards_back(self):
         """Forwards stay on a shared connection when the session that asked for them ends."""
-        forwards = [word for forward in self.plan.forwards for word in (forward.flag, str(forward))]
-        code = self._control(self.share, "cancel", *forwards)
+        login = OpenSSH.login(self.request, [("ControlPath", self.share)] if self.share else [])
+        argv = [self.program, "-O", "cancel"] + self.plan.forward_words + login
+        code, _ = run_quietly(argv + [self.request.destination.host], self.environment)
         self.log.write("forwards taken back from the shared connection: exit code {}".format(code))
 
     # -- the end
@@ -2009,13 +2032,18 @@ class Launch:
         if self.check_done:
             return 0
         if self.kernel_ended and (state.called_back or not self.callback_visible):
-            code = state.status if state.status is not None else 0 if self._killed else code
+            code = state.status if state.status is not None else 0 if self.killed else code
             text = "the kernel has ended after {:.0f} s with exit code {}".format(self.seconds, code)
             if code == 0 or state.called_back:
                 self.log.write(text)
                 self._tell(code, text if code else "")
                 return code
-        raise Fatal(self._explain(), self.kind.failure if self._killed else code or 1)
+        raise Fatal(self._explain(), self.failure_code)
+
+    @property
+    def failure_code(self):
+        """The client's own exit code; where it had to be ended, the one that it has for failures."""
+        return self.kind.failure if self.killed else self.client.code or 1
 
     @property
     def kernel_ended(self):
@@ -2084,11 +2112,17 @@ def last_words(lines):
     return None
 
 
-def read_tail(descriptor):
-    """The last lines of a file, 64 KiB of it at most."""
-    size = os.fstat(descriptor).st_size
-    data = os.pread(descriptor, 65536, max(0, size - 65536))
-    return data.decode("utf-8", "replace").splitlines()
+class Tail:
+    """What another process appends to a file, in lines."""
+
+    def __init__(self, descriptor, position):
+        self.descriptor, self.position = descriptor, position
+
+    def lines(self):
+        """The whole lines that have come since the last call, 64 KiB of them at most."""
+        whole = os.pread(self.descriptor, 65536, self.position).split(b"\n")[:-1]
+        self.position += sum(len(line) + 1 for line in whole)
+        return [line.decode("utf-8", "replace").rstrip("\r") for line in whole]
 
 
 class Check:
@@ -2154,7 +2188,7 @@ def dry_run(request, program, client):
     plan = Plan(request, first_ports(request), relays)
     if client is Plink:
         password = ("-pwfile", "***") if request.destination.password else ()
-        argv = Plink.arguments(request, plan, password, "quest" in program.lower())
+        argv = Plink.arguments(request, plan, program, password)
     else:
         argv = OpenSSH.arguments(request, plan)
     print(printable([program] + argv))
@@ -2196,7 +2230,7 @@ def prepare(request, script, folder):
                 import traceback
 
                 log.write(traceback.format_exc())
-            log.write("a defect of tunnel stopped the launch; TUNNEL_DEBUG=1 logs where")
+            log.write(DEFECT.format(""))
             raise
         finally:
             work.abandon()
@@ -2216,9 +2250,7 @@ def guarded(work):
     except KeyboardInterrupt:
         return 130, "interrupted"
     except Exception as error:
-        return EX_SOFTWARE, "a defect of tunnel stopped the launch ({}); TUNNEL_DEBUG=1 logs where".format(
-            type(error).__name__
-        )
+        return EX_SOFTWARE, DEFECT.format(" ({})".format(type(error).__name__))
 
 
 def main(script="tunnel", role=CONTROLLER, argv=None):

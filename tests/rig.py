@@ -20,6 +20,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 LAUNCHERS = os.path.dirname(HERE)
 PASSWORD = "op3n-sesame!"
+LOOPBACK = "0100007F"  # 127.0.0.1, as /proc/net/tcp has it
 _numbers = itertools.count(1)
 
 
@@ -307,6 +308,12 @@ class KernelMachine:
             run(wrapper, "-ssh", "-P", str(self.port), "nobody@" + self.address, "true", input="y\n\n")
         return wrapper
 
+    def make_keyless_ssh(self):
+        """A wrapper that makes ssh log in with a password only."""
+        lines = ["Host *"] + [line for line in self.client_lines if not line.startswith("Identity")]
+        lines += ["IdentityFile none", "IdentityAgent none", "PubkeyAuthentication no"]
+        return self.make_ssh("keyless", lines)[1]
+
     def behave(self, kernel, *words):
         """Tell the stand-in kernel at ``kernel`` how to behave; see standin_kernel.py."""
         with open(os.path.join(os.path.dirname(kernel), "behaviour"), "w") as stream:
@@ -402,22 +409,22 @@ class KernelMachine:
             return ""
 
 
-def exposed_ports(table="/proc/net/tcp"):
-    """Ports that listen on more than the loopback; read at once, since others come and go meanwhile."""
+def listeners(table):
+    """Address (hexadecimal, as the system writes it) and port of what listens, read at once."""
     with open(table) as stream:
         lines = [line.split() for line in list(stream)[1:]]
-    return {int(line[1].split(":")[1], 16) for line in lines if line[3] == "0A" and line[1][:8] != "0100007F"}
+    ends = [line[1].split(":") for line in lines if line[3] == "0A"]
+    return [(address, int(port, 16)) for address, port in ends]
+
+
+def exposed_ports(table="/proc/net/tcp"):
+    """Ports that listen on more than the loopback."""
+    return {port for address, port in listeners(table) if address != LOOPBACK}
 
 
 def listening_ports(table="/proc/net/tcp", everywhere=False):
-    ports = []
-    with open(table) as stream:
-        for line in list(stream)[1:]:
-            local, state = line.split()[1], line.split()[3]
-            address, port = local.split(":")
-            if state == "0A" and (everywhere or address == "0100007F"):
-                ports.append(int(port, 16))
-    return sorted(ports)
+    """Ports that listen on the loopback; with ``everywhere``, on any address."""
+    return sorted(port for address, port in listeners(table) if everywhere or address == LOOPBACK)
 
 
 def command_line(pid):

@@ -10,6 +10,7 @@ import time
 import frontend
 import pytest
 import rig
+from conftest import make_machine
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
@@ -51,7 +52,7 @@ def test_refused_connection(desk, machine, client):
 @clients
 def test_wrong_password(desk, machine, client):
     host = "john:wrong-{}@{}".format(rig.PASSWORD, machine.address)
-    wrapper = machine.make_plink(key=False) if client == "plink" else keyless(machine)
+    wrapper = machine.make_plink(key=False) if client == "plink" else machine.make_keyless_ssh()
     end = desk.launch(machine, "compute", host=host, env={"TUNNEL_SSH": wrapper})
     line = fails(desk, end, 255 if client == "ssh" else 1, "refused the login", 10)
     assert rig.PASSWORD not in line + "".join(desk.logs())
@@ -59,23 +60,16 @@ def test_wrong_password(desk, machine, client):
 
 @clients
 def test_no_password_and_no_key_does_not_wait_for_a_terminal(desk, machine, client):
-    wrapper = machine.make_plink(key=False) if client == "plink" else keyless(machine)
+    wrapper = machine.make_plink(key=False) if client == "plink" else machine.make_keyless_ssh()
     end = desk.launch(machine, "classic", env={"TUNNEL_SSH": wrapper, "DISPLAY": ""})
     line = fails(desk, end, 255 if client == "ssh" else 1, "refused the login", 10)
     assert "by hand" in line or "keys" in line
 
 
-def keyless(machine):
-    """An ssh that logs in with a password only."""
-    lines = ["Host *"] + [line for line in machine.client_lines if not line.startswith("Identity")]
-    lines += ["IdentityFile none", "IdentityAgent none", "PubkeyAuthentication no"]
-    return machine.make_ssh("keyless", lines)[1]
-
-
 @clients
 def test_password_login(desk, machine, client):
     host = "john:{}@{}".format(rig.PASSWORD, machine.address)
-    wrapper = machine.make_plink(key=False) if client == "plink" else keyless(machine)
+    wrapper = machine.make_plink(key=False) if client == "plink" else machine.make_keyless_ssh()
     end = desk.launch(machine, "callback", host=host, env={"TUNNEL_SSH": wrapper})
     end.accept()
     end.echo()
@@ -90,8 +84,6 @@ def test_password_login(desk, machine, client):
 
 
 def test_password_is_not_given_to_a_jump_host(request, desk):
-    from conftest import make_machine
-
     jump = make_machine(request, password=True)
     target = make_machine(request, behind=jump, password=True)
     lines = ["Host gate", "HostName {}".format(jump.address), "User john", "PubkeyAuthentication no"]
@@ -110,7 +102,7 @@ def test_password_is_not_given_to_a_jump_host(request, desk):
 def test_askpass_works_with_ssh_older_than_8_4(desk, machine):
     """Before 8.4 ssh knew no SSH_ASKPASS_REQUIRE; it asked the helper where it had DISPLAY and no terminal."""
     old = machine.write(
-        "ssh-old", '#!/bin/sh\nunset SSH_ASKPASS_REQUIRE\nexec {} "$@"\n'.format(keyless(machine)), 0o755
+        "ssh-old", '#!/bin/sh\nunset SSH_ASKPASS_REQUIRE\nexec {} "$@"\n'.format(machine.make_keyless_ssh()), 0o755
     )
     host = "john:{}@{}".format(rig.PASSWORD, machine.address)
     end = desk.launch(machine, "compute", host=host, env={"TUNNEL_SSH": old})
@@ -185,8 +177,6 @@ def test_kernel_that_ends_before_it_calls_back(desk, machine, client, behaviour,
 @clients
 @pytest.mark.parametrize("role", ["classic", "compute"])
 def test_forwarding_disabled(desk, request, client, role):
-    from conftest import make_machine
-
     machine = make_machine(request, sshd_options=["AllowTcpForwarding no"])
     begin = time.monotonic()
     end = desk.launch(machine, role, client=client)
@@ -261,8 +251,6 @@ def test_a_server_that_says_nothing_is_given_up_by_plink_too(desk, machine):
 
 
 def test_dropped_connections_are_tried_again(desk, request):
-    from conftest import make_machine
-
     machine = make_machine(request, sshd_options=["MaxStartups 1:50:100"])
     ends = [desk.launch(machine, "compute") for _ in range(8)]
     for end in ends:
@@ -307,8 +295,6 @@ def test_a_full_disk_ends_the_log_and_not_the_launch(desk, machine):
 
 
 def test_a_server_that_allows_no_terminal_gets_a_launch_without_one(desk, request):
-    from conftest import make_machine
-
     machine = make_machine(request, sshd_options=["PermitTTY no"])
     for role in ("classic", "compute"):
         end = desk.launch(machine, role)

@@ -235,11 +235,9 @@ def test_an_unchanged_kernel_configuration_launches(desk, machine, installed, ro
 
 
 def test_the_drop_in_answers_the_password_prompt(desk, machine, installed):
-    from test_failures import keyless
-
     host = "john:{}@{}".format(rig.PASSWORD, machine.address)
     os.chmod(str(installed / "tunnel.py"), 0o644)  # as on a file system without execute bits
-    end = login_script(desk, machine, "compute", installed, {"TUNNEL_SSH": keyless(machine)}, host)
+    end = login_script(desk, machine, "compute", installed, {"TUNNEL_SSH": machine.make_keyless_ssh()}, host)
     end.accept()
     assert end.wait() == (0, "")
 

@@ -8,6 +8,7 @@ import stat
 import frontend
 import pytest
 import rig
+from conftest import make_machine
 
 CLIENTS = ["ssh", "plink"]
 clients = pytest.mark.parametrize("client", CLIENTS)
@@ -131,8 +132,6 @@ def test_a_signal_ends_client_and_kernel(desk, machine, client, number):
 
 @pytest.mark.parametrize("way", ["ProxyJump", "ProxyCommand"])
 def test_jump_host(request, desk, way):
-    from conftest import make_machine
-
     jump = make_machine(request)
     target = make_machine(request, behind=jump)
     hop = (

@@ -6,6 +6,7 @@ import sys
 import frontend
 import pytest
 import rig
+from conftest import make_machine
 
 
 def test_sixty_four_compute_kernels_at_once(desk, machine):
@@ -23,8 +24,6 @@ def test_sixty_four_compute_kernels_at_once(desk, machine):
 
 
 def test_sixty_four_compute_kernels_one_after_another(desk, request):
-    from conftest import make_machine
-
     machine = make_machine(request, sshd_options=["MaxSessions 100"])
     ends = []
     for _ in range(64):

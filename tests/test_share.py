@@ -6,6 +6,7 @@ import time
 
 import pytest
 import rig
+from conftest import make_machine
 
 
 def masters(desk):
@@ -51,12 +52,10 @@ def test_launches_at_the_same_moment_log_in_once(desk, machine):
 
 
 def test_a_password_is_asked_for_once(desk, machine):
-    from test_failures import keyless
-
     host = "john:{}@{}".format(rig.PASSWORD, machine.address)
     before = logins(machine)
     for _ in range(3):
-        end = shared(desk, machine, host=host, env={"TUNNEL_SSH": keyless(machine)})
+        end = shared(desk, machine, host=host, env={"TUNNEL_SSH": machine.make_keyless_ssh()})
         assert end.wait() == (0, "")
         end.accept()
         end.echo()
@@ -75,8 +74,6 @@ def test_a_kernel_that_does_not_start_is_an_error_of_the_launcher(desk, machine)
 
 
 def test_a_server_with_no_more_sessions_gets_a_connection_of_its_own(desk, request):
-    from conftest import make_machine
-
     machine = make_machine(request, sshd_options=["MaxSessions 2"])
     ends = []
     for _ in range(4):
@@ -226,3 +223,14 @@ def test_a_lost_shared_connection_is_said(desk, machine, users_connection):
     code, errors = end.wait(10)
     assert code == 255
     assert "the connection was lost" in errors
+
+
+def test_whoever_types_a_second_factor_may_take_longer_than_a_host_that_does_not_answer(desk, machine):
+    """The user's own password helper, slow as a person is, while the shared connection is being made."""
+    helper = machine.write("slow-askpass", "#!/bin/sh\nsleep 4\necho '{}'\n".format(rig.PASSWORD), 0o755)
+    wrapper = machine.make_keyless_ssh()
+    asking = {"TUNNEL_SSH": wrapper, "SSH_ASKPASS": helper, "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": "x"}
+    end = desk.launch(machine, "compute", "--share", "-o", "ConnectTimeout=1", env=asking)
+    assert end.wait() == (0, "")
+    end.accept()
+    end.echo()

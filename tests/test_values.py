@@ -232,7 +232,7 @@ def test_options_are_translated_for_plink(options, words):
     asked = request(*(options + ("host", KERNEL, LINK)), role=tunnel.COMPUTE)
     tunnel.Plink.check(asked)
     plan = tunnel.Plan(asked, tunnel.first_ports(asked), ())
-    arguments = tunnel.Plink.arguments(asked, plan)
+    arguments = tunnel.Plink.arguments(asked, plan, "plink")
     assert arguments[:5] == ["-batch", "-v", "-ssh", "-x", "-t"]
     assert arguments[5 : arguments.index("-R")] == words
 
@@ -247,8 +247,10 @@ def test_options_that_plink_has_no_word_for_are_refused(option):
 def test_quest_plink_stores_unknown_keys_itself():
     asked = request("host", KERNEL, LINK)
     plan = tunnel.Plan(asked, tunnel.first_ports(asked), ())
-    assert "-auto_store_key_in_cache" in tunnel.Plink.arguments(asked, plan, quest=True)
-    assert "-auto_store_key_in_cache" not in tunnel.Plink.arguments(asked, plan)
+    assert "-auto_store_key_in_cache" in tunnel.Plink.arguments(
+        asked, plan, "C:\\P\\Quest Software\\PuTTY\\plink.exe"
+    )
+    assert "-auto_store_key_in_cache" not in tunnel.Plink.arguments(asked, plan, "C:\\P\\PuTTY\\plink.exe")
 
 
 def test_mathematica_libraries_are_taken_out_of_the_environment_and_nothing_else():
