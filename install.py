@@ -7,44 +7,63 @@ kernel machine gets ``tunnel.m`` into ``Kernel`` of the base directory, or of th
 the first cannot be written.
 
 Each folder holds a record of what was put there, so that it can be taken away again. What is not ours is
-moved aside, never overwritten.
+moved aside, never overwritten. Whatever interrupts this, the record knows of every file: it is written before
+the file is, and a file is there whole or not at all.
 """
 
+import argparse
+import collections
+import hashlib
 import json
 import os
 import subprocess
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # an embeddable Python does not
+if sys.version_info < (3, 6):  # noqa: UP036 - for whoever types python and gets an old one
+    sys.exit("install.py: needs Python 3.6 or later, and this is {}.{}".format(*sys.version_info[:2]))
 
-import tunnel
+SOURCE = os.path.dirname(os.path.realpath(__file__))
+sys.path.insert(0, SOURCE)  # an embeddable Python does not
 
-RECORD = "tunnel-install.json"
+try:
+    import tunnel
+except ImportError:
+    sys.exit("install.py: tunnel.py is missing; it has to lie beside install.py, with the rest of Tunnel")
+
+# What goes into FrontEnd, and its mode. The drop-ins are written for these scripts.
+LAUNCHERS = (("tunnel.py", 0o755), ("tunnel_sub.py", 0o755), ("tunnel_relay.py", 0o644))
+OPTIONAL = ("tunnel_relay.py",)  # installed where it lies beside the others
+DROP_INS = ("tunnel", "tunnel_sub")
+
 PRODUCTS = ("Mathematica", "Wolfram")  # from 14.1 on the second
+FOLDERS = ("FrontEnd", "Kernel")
+SHARE = "/usr/share/"  # where base directories are on Linux
 
-USAGE = """\
-usage: install.py [options]
-
-Installs Tunnel for this user: what a front end machine and what a kernel machine needs.
-
-  --front-end     only what the front end machine needs
-  --kernel        only what the kernel machine needs
-  --remote HOST   instead: what the kernel machine [user@]HOST needs, by SSH (Linux and macOS)
-  -o NAME=VALUE   an OpenSSH option for --remote
-  --dry-run       list what would be done, and do nothing
-  --uninstall     remove what was installed, and put back what was moved aside
-  --version, --help
-"""
+# The record of a folder: plain lines, since on the kernel machine a shell reads and writes them too.
+#     folders COUNT              so many were made: this one, the one that holds it, and so on
+#     file NAME SHA256 ASIDE FORMER
+#                                what was put here, the name to which what was there has been moved, and the SHA256
+#                                of what of ours it has replaced; - for none
+RECORD = "tunnel-install.txt"
+RECORD_TITLE = "# What install.py has put into this folder; by this it takes it away again."
+OLD_RECORD = "tunnel-install.json"  # as install.py wrote it before
+OLD_COPY = ".tunnel-installed"  # as install.py --remote did: a copy of tunnel.m
+ASIDE = ".before-tunnel"
+NEW = ".tunnel-new"  # ends the name of a file while it is written
 
 SHELL_DROP_IN = """\
 #!/bin/sh
 # Starts {script}.py for kernel configurations that name {script}.sh. Written by install.py, with the Python
 # that ran it: a front end has a minimal PATH, and a shim in front of python costs time.
 python={python}
-case $0 in
-/*) here=${{0%/*}} ;;
-*/*) here=$PWD/${{0%/*}} ;;
-*) here=$PWD ;;
+self=$0
+case $self in
+*/*) ;;
+*) [ -e "./$self" ] || self=$(command -v -- "$self") ;; # `bash {script}.sh` looks along PATH as well
+esac
+case $self in
+/*) ;;
+*) self=$PWD/$self ;;
 esac
 # A Linux front end puts its own libraries before the system's, and those break Python and ssh.
 case ${{LD_LIBRARY_PATH-}} in
@@ -63,14 +82,23 @@ case ${{LD_LIBRARY_PATH-}} in
     if [ -n "$kept" ]; then LD_LIBRARY_PATH=$kept; else unset LD_LIBRARY_PATH; fi
     ;;
 esac
+# What it starts lies beside this file, not beside a link to it. macOS before 12.3 has no `readlink -f`.
+while [ -h "$self" ]; do
+    target=$(readlink "$self")
+    case $target in
+    /*) self=$target ;;
+    *) self=${{self%/*}}/$target ;;
+    esac
+done
+here=${{self%/*}}
 if [ ! -x "$python" ]; then
     text="{script}: the Python that installed Tunnel is gone ($python); run install.py again"
-    echo "$text" >&2
+    printf '%s\\n' "$text" >&2
     umask 077
-    {{ mkdir -p "$here/Logs" && echo "$text" >>"$here/Logs/{script}_no_python.log"; }} 2>/dev/null
+    {{ mkdir -p "$here/Logs" && printf '%s\\n' "$text" >>"$here/Logs/{script}_no_python.log"; }} 2>/dev/null
     exit 69
 fi
-TUNNEL_DROPIN=$here/{script}.sh
+TUNNEL_DROPIN=$self
 export TUNNEL_DROPIN
 exec "$python" -SEs -c 'import sys
 sys.path = [sys.argv.pop(1)] + [path for path in sys.path if path]
@@ -98,52 +126,166 @@ echo %text% >> "%~dp0Logs\\{script}_no_python.log"
 exit /b 69
 """
 
-# Runs on the kernel machine, in sh. It does there what Folder does here, for one file.
+# Runs on the kernel machine, in sh. It does there what Folder does here, for one file, with the same record.
+# A login may print whatever it likes before this begins: what counts are lines with the mark.
 REMOTE_SCRIPT = """\
 set -u
-case $(uname -s) in
-Darwin) mathematica=$HOME/Library/Mathematica wolfram=$HOME/Library/Wolfram ;;
-*) mathematica=$HOME/.Mathematica wolfram=$HOME/.Wolfram ;;
-esac
-[ -n "${{MATHEMATICA_USERBASE-}}" ] && mathematica=$MATHEMATICA_USERBASE
-[ -n "${{WOLFRAM_USERBASE-}}" ] && wolfram=$WOLFRAM_USERBASE
-task={task}
-new=$(mktemp) || exit 1
-trap 'rm -f "$new"' EXIT
-cat >"$new" <<'TUNNEL_END_OF_FILE'
+trap '' PIPE # a connection that is cut leaves nothing half done
+task={task} dry={dry} digest={digest} mark='{mark}' code=0 any=
+
+content() {{
+    cat <<'TUNNEL_END_OF_FILE'
 {content}TUNNEL_END_OF_FILE
-code=0
-one() {{
-    file=$1/Kernel/tunnel.m aside=$1/Kernel/tunnel.m.before-tunnel record=$1/Kernel/.tunnel-installed
-    case $task in
-    list) if cmp -s "$new" "$file"; then echo "unchanged $file"; else echo "would install $file"; fi ;;
-    install)
-        if cmp -s "$new" "$file"; then echo "unchanged $file"; return; fi
-        mkdir -p "$1/Kernel" || {{ echo "failed $file"; code=1; return; }}
-        if [ -e "$file" ] && ! {{ [ -e "$record" ] && cmp -s "$record" "$file"; }}; then
-            while [ -e "$aside" ]; do aside=$aside.2; done
-            mv "$file" "$aside" || {{ echo "failed $file"; code=1; return; }}
-            echo "moved aside to $aside"
-        fi
-        if cp "$new" "$file" && cp "$new" "$record"; then echo "installed $file"
-        else echo "failed $file"; code=1; fi ;;
-    uninstall)
-        [ -e "$record" ] || return
-        if cmp -s "$record" "$file"; then
-            rm -f "$file" && echo "removed $file"
-            if [ -e "$aside" ]; then mv "$aside" "$file" && echo "restored $file"; fi
-        else echo "kept $file: it has changed since"; fi
-        rm -f "$record"
-        rmdir "$1/Kernel" 2>/dev/null && rmdir "$1" 2>/dev/null ;;
-    esac
 }}
-found=
-for base in "$mathematica" "$wolfram"; do
-    if [ -d "$base" ]; then found=yes; one "$base"; fi
-done
-if [ -z "$found" ] && [ "$task" != uninstall ]; then one "$wolfram"; fi
+say() {{ printf '%s%s\\n' "$mark" "$*"; }}
+fail() {{ say "failed: $*"; code=1; }}
+sha256() {{
+    {{ sha256sum || shasum -a 256 || openssl dgst -sha256; }} 2>/dev/null |
+        sed -n 's/.*\\([0-9a-f]\\{{64\\}}\\).*/\\1/p'
+}}
+present() {{ [ -e "$1" ] || [ -h "$1" ]; }}
+ours() {{ [ -n "$1" ] && {{ [ "$1" = "$sha" ] || [ "$1" = "$former" ]; }}; }}
+digest_of() {{ if [ -f "$1" ]; then sha256 <"$1"; fi; }}
+
+# The newest record in $folder, in any of the forms that there have been: sets source, sha, aside, levels.
+look() {{
+    sha= former= aside= levels= source=$folder/{record}
+    if [ -f "$source" ]; then
+        set -- $(sed -n 's/^file tunnel[.]m //p' "$source")
+        sha=${{1-}} aside=${{2-}} former=${{3-}}
+        levels=$(sed -n 's/^folders //p' "$source")
+    elif source=$folder/{old_copy} && [ -f "$source" ]; then
+        sha=$(sha256 <"$source") aside=tunnel.m{aside} levels=2
+    elif source=$folder/{old_record} && [ -f "$source" ]; then
+        sha=$(sed -n 's/.*"sha256": "\\([0-9a-f]*\\)".*/\\1/p' "$source")
+        aside=$(sed -n 's/.*"aside": "\\(.*\\)".*/\\1/p' "$source")
+        levels=$(sed -n 's/^  "\\(.*\\)",\\{{0,1\\}}$/\\1/p' "$source" | sort -u | wc -l | tr -d ' ')
+    else
+        source=
+    fi
+    case $levels in *[!0-9]* | '') levels=0 ;; esac
+    if [ -z "$aside" ] || ! present "$folder/$aside"; then aside=-; fi
+    [ -n "$source" ]
+}}
+
+# Remove folders that were made and are empty, $levels of them, from $folder upwards.
+remove_folders() {{
+    path=$folder
+    while [ "$levels" -gt 0 ] && rmdir "$path" 2>/dev/null; do
+        levels=$((levels - 1)) path=${{path%/*}}
+    done
+}}
+
+give_up() {{
+    rm -f "$file{new}" "$folder/{record}{new}"
+    if [ -z "$source" ]; then remove_folders; fi
+    fail "$1: cannot be written"
+}}
+
+install() {{
+    look
+    old=$(digest_of "$file")
+    if [ "$old" = "$digest" ]; then say "unchanged: $file"; return; fi
+    if [ -n "$dry" ]; then say "would install: $file"; return; fi
+    made=0 path=$folder
+    while [ ! -d "$path" ]; do
+        made=$((made + 1)) path=${{path%/*}}
+        path=${{path:-/}}
+    done
+    mkdir -p "$folder" || {{ fail "$file: the folder cannot be made"; return; }}
+    # The folder that holds this one was made for the front end's part: it may go with whichever goes last.
+    if [ "$made" = 1 ] && grep -q '^folders [2-9]' "$1/FrontEnd/{record}" 2>/dev/null; then made=2; fi
+    if [ "$made" -gt 0 ]; then levels=$made; fi
+    content >"$file{new}" && chmod 644 "$file{new}"
+    if [ "$(digest_of "$file{new}")" != "$digest" ]; then give_up "$file"; return; fi
+    moved=
+    if ours "$old"; then
+        former=$old
+    elif present "$file"; then
+        moved=tunnel.m{aside} number=1
+        while present "$folder/$moved"; do
+            number=$((number + 1))
+            moved=tunnel.m{aside}-$number
+        done
+        if [ "$aside" = - ]; then aside=$moved; fi
+        former=
+    fi
+    record=$folder/{record} line="file tunnel.m $digest $aside ${{former:--}}"
+    if ! printf '%s\\n' '{title}' "folders $levels" "$line" >"$record{new}" || ! mv -f "$record{new}" "$record"
+    then
+        give_up "$record"
+        return
+    fi
+    if [ -n "$source" ] && [ "$source" != "$record" ]; then rm -f "$source"; fi
+    if [ -n "$moved" ]; then
+        mv "$file" "$folder/$moved" || {{ fail "$file: cannot be moved aside"; return; }}
+    fi
+    mv -f "$file{new}" "$file" || {{ fail "$file: cannot be written"; return; }}
+    if [ -n "$moved" ]; then say "moved aside: $file to $moved"; fi
+    say "installed: $file"
+}}
+
+uninstall() {{
+    if [ -z "$dry" ]; then rm -f "$file{new}" "$folder/{record}{new}"; fi # of a run that was killed
+    while look; do
+        any=yes
+        if present "$file" && ! ours "$(digest_of "$file")"; then
+            if [ "$aside" != - ]; then aside="; what was there before is $aside"; else aside=; fi
+            say "kept: $file: it has changed since it was installed$aside"
+            if [ -n "$dry" ]; then return; fi
+        else
+            if [ -n "$dry" ]; then say "would remove: $file"; return; fi
+            if present "$file"; then
+                rm -f "$file" || {{ fail "$file: cannot be removed"; return; }}
+                say "removed: $file"
+            fi
+            if [ "$aside" != - ]; then
+                mv "$folder/$aside" "$file" || {{ fail "$folder/$aside: cannot be moved back"; return; }}
+                say "restored: $file"
+            fi
+        fi
+        rm -f "$source" || {{ fail "$source: cannot be removed"; return; }}
+        remove_folders
+    done
+}}
+
+# One product, by the names of its user base directory and its base directory, and whether a variable names one.
+product() {{
+    if [ $task = uninstall ]; then
+        for base in "$1" "$2"; do folder=$base/Kernel file=$base/Kernel/tunnel.m; uninstall; done
+    elif [ -n "$3" ] || [ -d "$1" ] || [ -d "$2" ]; then
+        any=yes folder=$1/Kernel file=$1/Kernel/tunnel.m
+        install "$1"
+    fi
+}}
+
+absolute() {{ case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac; }}
+
+main() {{
+    if [ "$(printf '' | sha256 | cut -c 1-8)" != e3b0c442 ]; then
+        fail "one of sha256sum, shasum and openssl has to be there"
+        return
+    fi
+    if [ -z "${{HOME-}}" ]; then fail "HOME is not set"; return; fi
+    case $(uname -s) in
+    Darwin) user=$HOME/Library/ system=/Library/ ;;
+    *) user=$HOME/. system='{share}' ;;
+    esac
+    m=${{MATHEMATICA_USERBASE-}} mb=${{MATHEMATICA_BASE-}} w=${{WOLFRAM_USERBASE-}} wb=${{WOLFRAM_BASE-}}
+    wolfram=$(absolute "${{w:-${{user}}Wolfram}}")
+    product "$(absolute "${{m:-${{user}}Mathematica}}")" "$(absolute "${{mb:-${{system}}Mathematica}}")" "$m$mb"
+    product "$wolfram" "$(absolute "${{wb:-${{system}}Wolfram}}")" "$w$wb"
+    if [ -z "$any" ] && [ $task = uninstall ]; then say "nothing of Tunnel is installed here"; fi
+    if [ -z "$any" ] && [ $task = install ]; then product "$wolfram" "$wolfram" named; fi
+}}
+main
+say end
 exit $code
 """
+MARK = "tunnel-install> "  # before each line that REMOTE_SCRIPT prints; "end" after the last
+
+
+# ------------------------------------------------------------------------------------------ directories
 
 
 def base_directories(platform, environ, home):
@@ -162,35 +304,77 @@ def base_directories(platform, environ, home):
         elif platform == "darwin":
             user, system = home + "/Library/" + product, "/Library/" + product
         else:
-            user, system = home + "/." + product, "/usr/share/" + product
-        name = product.upper()
-        bases[product] = (environ.get(name + "_USERBASE") or user, environ.get(name + "_BASE") or system)
+            user, system = home + "/." + product, SHARE + product
+        bases[product] = (named(product, "_USERBASE", environ) or user, named(product, "_BASE", environ) or system)
     return bases
 
 
-def layouts(platform, environ, home):
-    """The directories to install to: of each product that is here, else of the newest.
+def named(product, suffix, environ):
+    """The directory that a variable such as ``WOLFRAM_USERBASE`` names, if it does."""
+    return environ.get(product.upper() + suffix)
 
-    :returns: a list of pairs as in :func:`base_directories`
+
+def products_here(bases, environ):
+    """The products to install for: each that is here or for which a variable names a directory, else the newest.
+
+    :param bases: as :func:`base_directories` returns them
     """
-    bases = base_directories(platform, environ, home)
-    here = [pair for pair in bases.values() if any(os.path.isdir(path) for path in pair)]
-    return here or [bases[PRODUCTS[-1]]]
+    found = []
+    for product, pair in bases.items():
+        wanted = named(product, "_USERBASE", environ) or named(product, "_BASE", environ)
+        if wanted or any(map(os.path.isdir, pair)):
+            found.append(product)
+    return found or [PRODUCTS[-1]]
 
 
-def interpreter(platform):
-    """The Python to pin: that which runs this, but not one of a virtual environment, which may go."""
-    if sys.prefix == sys.base_prefix:
-        return sys.executable
-    inside = ("python.exe",) if platform == "win32" else ("bin", "python3")
-    path = os.path.join(sys.base_prefix, *inside)
-    return path if os.path.exists(path) else sys.executable
+def home_directory(platform, environ):
+    """This user's home.
+
+    :raises Fatal: there is none, and something would have to go into it
+    """
+    if all(named(product, "_USERBASE", environ) for product in PRODUCTS):
+        return ""
+    variable = "USERPROFILE" if platform == "win32" else "HOME"
+    if os.environ.get("HOME") == "":
+        del os.environ["HOME"]  # as good as none; else it would be the root directory
+    try:
+        home = os.path.expanduser("~")
+    except KeyError:  # up to Python 3.7, for a user who is in no list
+        home = ""
+    if not os.path.isabs(home) or not os.path.isdir(home):
+        raise tunnel.Fatal(
+            "{0}: names no directory; set {0} to that of the user who runs Mathematica".format(variable)
+        )
+    return home
+
+
+def base_python(platform):
+    """The Python to pin: that which runs this, but not one of a virtual environment, which may go.
+
+    :raises Fatal: it does not know its own path
+    """
+    prefix = getattr(sys, "real_prefix", sys.base_prefix)  # the first is old virtualenv's
+    places = [] if prefix != sys.prefix else [sys.executable]
+    if prefix != sys.prefix and getattr(sys, "_base_executable", None) != sys.executable:
+        places.append(getattr(sys, "_base_executable", None))
+    if platform == "win32":
+        places.append(os.path.join(prefix, "python.exe"))
+    else:
+        name = "python{}.{}".format(*sys.version_info[:2])
+        places += [os.path.join(prefix, "bin", each) for each in (name, "python3")]
+    for place in places + [sys.executable]:
+        if place and os.path.isfile(place):
+            return os.path.abspath(place)
+    raise tunnel.Fatal("this Python does not know its own path; run install.py with the full path of one")
+
+
+# ------------------------------------------------------------------------------------------------ files
 
 
 def drop_in(script, platform, python):
     """The text of a drop-in."""
     if platform != "win32":
-        return SHELL_DROP_IN.format(script=script, python=tunnel.printable([python]))
+        return SHELL_DROP_IN.format(script=script, python="'{}'".format(python.replace("'", "'\\''")))
     windowless = python.replace("python.exe", "pythonw.exe")
     windowless = windowless if os.path.exists(windowless) else python
     text = BATCH_DROP_IN.format(
@@ -202,12 +386,26 @@ def drop_in(script, platform, python):
 def front_end_files(source, platform, python):
     """What goes into ``FrontEnd``: a list of name, bytes and mode."""
     files = []
-    for script in ("tunnel", "tunnel_sub"):
-        files.append((script + ".py", read(os.path.join(source, script + ".py")), 0o755))
-    for script in ("tunnel", "tunnel_sub"):
+    for name, mode in LAUNCHERS:
+        if name not in OPTIONAL or os.path.exists(os.path.join(source, name)):
+            files.append((name, read_source(source, name), mode))
+    for script in DROP_INS:
         name = script + (".bat" if platform == "win32" else ".sh")
         files.append((name, drop_in(script, platform, python).encode("utf-8", "surrogateescape"), 0o755))
     return files
+
+
+def read_source(folder, name):
+    """One of Tunnel's own files.
+
+    :raises Fatal: it is not there, or cannot be read
+    """
+    path = os.path.join(folder, name)
+    try:
+        return read(path)
+    except OSError as error:
+        reason = error.strerror
+    raise tunnel.Fatal("{}: {}; it has to lie beside install.py, with the rest of Tunnel".format(path, reason), 1)
 
 
 def read(path):
@@ -216,133 +414,40 @@ def read(path):
 
 
 def digest(data):
-    import hashlib
-
     return hashlib.sha256(data).hexdigest()
 
 
-class Folder:
-    """One folder that is installed to, and the record of what was put there.
-
-    :param say: called with one line for each thing done
-    """
-
-    def __init__(self, path, say, dry_run=False):
-        self.path, self.say, self.dry_run = path, say, dry_run
-        self.failed = False
-        self.made = []  # folders that may go, once all is uninstalled
-        self.record = {"files": {}, "folders": []}
-        try:
-            self.record = json.loads(read(self.file(RECORD)).decode("utf-8"))
-        except (OSError, ValueError):
-            pass  # nothing of ours yet
-
-    def file(self, name):
-        return os.path.join(self.path, name)
-
-    @property
-    def writable(self):
-        """Whether files can be put here, once missing folders have been made."""
-        path = self.path
-        while not os.path.exists(path) and os.path.dirname(path) != path:
-            path = os.path.dirname(path)
-        return os.path.isdir(path) and os.access(path, os.W_OK)
-
-    def attempt(self, name, action):
-        """Do one thing; what failed is said, and the rest goes on."""
-        try:
-            action()
-        except OSError as error:
-            self.failed = True
-            self.say("failed: {}: {}".format(self.file(name), error.strerror or error))
-
-    def install(self, files):
-        """:param files: a list of name, bytes and mode"""
-        self.attempt("", self._make)
-        if self.failed:
-            return
-        for name, data, mode in files:
-            self.attempt(name, lambda name=name, data=data, mode=mode: self._install(name, data, mode))
-        self._save()
-
-    def _make(self):
-        missing, path = [], self.path
-        while not os.path.isdir(path):
-            missing.append(path)
-            path = os.path.dirname(path)
-        for path in reversed(missing):
-            if not self.dry_run:
-                os.mkdir(path)
-            self.record["folders"].append(path)
-
-    def _install(self, name, data, mode):
-        path, known = self.file(name), self.record["files"].get(name)
-        present = read(path) if os.path.isfile(path) else None
-        if present == data:
-            self.say("unchanged: " + path)
-            return
-        if self.dry_run:
-            self.say("would install: " + path)
-            return
-        entry = {"sha256": digest(data), "aside": known["aside"] if known else None}
-        ours = known and present is not None and digest(present) == known["sha256"]
-        if os.path.lexists(path) and not ours:
-            aside = free_name(path + ".before-tunnel")
-            os.rename(path, aside)
-            self.say("moved aside: {} to {}".format(path, os.path.basename(aside)))
-            entry["aside"] = entry["aside"] or os.path.basename(aside)
-        replace(path, data, mode)
-        self.record["files"][name] = entry
-        self.say("installed: " + path)
-
-    def _save(self):
-        if not self.dry_run and self.record["files"]:
-            data = json.dumps(self.record, indent=1, sort_keys=True).encode("utf-8")
-            if not os.path.exists(self.file(RECORD)) or read(self.file(RECORD)) != data:
-                self.attempt(RECORD, lambda: replace(self.file(RECORD), data, 0o644))
-
-    def compile(self, names):
-        """Compile scripts, so that no launch has to."""
-        import py_compile
-
-        for name in names:
-            if not self.dry_run and os.path.isfile(self.file(name)):
-                self.attempt(name, lambda name=name: py_compile.compile(self.file(name)))
-
-    def uninstall(self):
-        for name in sorted(self.record["files"]):
-            self.attempt(name, lambda name=name: self._uninstall(name, self.record["files"][name]))
-        if self.dry_run or self.failed or not self.record["files"]:
-            return
-        self.attempt(RECORD, lambda: os.remove(self.file(RECORD)))
-        self.made = [self.file("__pycache__")] + self.record["folders"]
-
-    def _uninstall(self, name, entry):
-        path = self.file(name)
-        present = read(path) if os.path.isfile(path) else None
-        if present is not None and digest(present) != entry["sha256"]:
-            self.say("kept: {}: it has changed since it was installed".format(path))
-            return
-        if self.dry_run:
-            self.say("would remove: " + path)
-            return
-        if present is not None:
-            os.remove(path)
-            self.say("removed: " + path)
-        for cached in cached_files(path):
-            os.remove(cached)
-        if entry["aside"] and os.path.lexists(self.file(entry["aside"])) and not os.path.lexists(path):
-            os.rename(self.file(entry["aside"]), path)
-            self.say("restored: " + path)
+def digest_of(path):
+    """That of a file; None where there is none."""
+    return digest(read(path)) if os.path.isfile(path) else None
 
 
-def remove_folders(paths):
-    """Remove the folders that are empty now; what others have put into one, such as logs, keeps it."""
-    for path in sorted(paths, key=len, reverse=True):
-        try:
-            os.rmdir(path)
-        except OSError:
-            pass  # not empty, or gone already
+def free_name(path):
+    """``path``, or with a number after it, such that nothing of that name is there."""
+    name, number = path, 1
+    while os.path.lexists(name):
+        number += 1
+        name = "{}-{}".format(path, number)
+    return name
+
+
+def write_new(path, data, mode):
+    """Write what is to become the file ``path``; returns the name that it has until then."""
+    new = path + NEW
+    try:
+        with open(new, "wb") as stream:
+            stream.write(data)
+        os.chmod(new, mode)
+    except BaseException:
+        remove(new)
+        raise
+    return new
+
+
+def remove(path):
+    """Remove a file that may not be there."""
+    if os.path.lexists(path):
+        os.remove(path)
 
 
 def cached_files(path):
@@ -355,138 +460,511 @@ def cached_files(path):
     return [os.path.join(cache, each) for each in os.listdir(cache) if each.startswith(stem + ".")]
 
 
-def free_name(path):
-    """``path``, or with a number after it, such that nothing of that name is there."""
-    name, number = path, 1
-    while os.path.lexists(name):
-        number += 1
-        name = "{}-{}".format(path, number)
-    return name
+# ---------------------------------------------------------------------------------------------- records
 
 
-def replace(path, data, mode):
-    """Write a file such that it is there whole or not at all."""
-    new = "{}.{}.new".format(path, os.getpid())
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+class Entry(collections.namedtuple("Entry", "sha256 aside former")):
+    """What a record says of one file; None for no ``aside`` and no ``former``."""
+
+    __slots__ = ()
+
+    def has(self, present):
+        """Whether a file with this digest is what we have put there."""
+        return present is not None and present in (self.sha256, self.former)
+
+
+class Record:
+    """What was put into a folder: ``files``, entries by name, and ``levels``, how many folders were made for
+    it, from itself upwards. ``name`` is that of the file that says so, None without one."""
+
+    def __init__(self, folder):
+        """Read the newest there, in any of the forms that there have been.
+
+        :raises OSError: there is one, and it cannot be read
+        """
+        self.folder, self.files, self.levels, self.name = folder, {}, 0, None
+        for name, understand in (
+            (RECORD, self._understand),
+            (OLD_COPY, self._understand_copy),
+            (OLD_RECORD, self._understand_json),
+        ):
+            if os.path.lexists(self.path(name)):
+                self.name = name
+                understand(read(self.path(name)))
+                break
+        for name, entry in self.files.items():
+            if entry.aside and not os.path.lexists(self.path(entry.aside)):
+                self.files[name] = entry._replace(aside=None)
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def _understand(self, data):
+        for line in data.decode("utf-8", "replace").splitlines():
+            words = [None if word == "-" else word for word in line.split()]
+            if words[:1] == ["folders"] and len(words) == 2 and words[1].isdigit():
+                self.levels = int(words[1])
+            elif words[:1] == ["file"] and len(words) == 5:
+                self.files[words[1]] = Entry(*words[2:])
+
+    def _understand_copy(self, data):
+        """It did not say which folders it had made; it removed those that were empty."""
+        self.files["tunnel.m"] = Entry(digest(data), "tunnel.m" + ASIDE, None)
+        self.levels = 2
+
+    def _understand_json(self, data):
+        try:
+            found = json.loads(data.decode("utf-8"))
+            files = {name: Entry(each["sha256"], each["aside"], None) for name, each in found["files"].items()}
+            made, path = set(map(os.path.abspath, found["folders"])), self.folder
+        except (ValueError, KeyError, TypeError):
+            return  # no record of ours
+        self.files = files
+        while path in made:
+            made.remove(path)
+            self.levels, path = self.levels + 1, os.path.dirname(path)
+
+    def save(self, files, levels):
+        """Write it with these; only then they count."""
+        lines = [RECORD_TITLE, "folders {}".format(levels)]
+        for name, entry in sorted(files.items()):
+            lines.append(" ".join(["file", name] + [word or "-" for word in entry]))
+        data = ("\n".join(lines) + "\n").encode("utf-8")
+        os.replace(write_new(self.path(RECORD), data, 0o644), self.path(RECORD))
+        if self.name and self.name != RECORD:
+            os.remove(self.path(self.name))
+        self.files, self.levels, self.name = files, levels, RECORD
+
+
+class Folder:
+    """One folder that is installed to.
+
+    :param say: called with one line for each thing done
+    :param shared: whether it is for all users of the machine
+    """
+
+    def __init__(self, path, say, dry_run=False, shared=False):
+        self.path, self.say, self.dry_run, self.shared = path, say, dry_run, shared
+        self.failed = False
+        self.found = False  # anything to uninstall
+        self.left = []  # folders that may go, once all is uninstalled
+        self.record, self.made = None, 0
+
+    def file(self, name):
+        return os.path.join(self.path, name)
+
+    @property
+    def writable(self):
+        """Whether files can be put here, once missing folders have been made."""
+        path = self.path
+        while not os.path.exists(path) and os.path.dirname(path) != path:
+            path = os.path.dirname(path)
+        return os.path.isdir(path) and os.access(path, os.W_OK)
+
+    def attempt(self, name, action, *arguments):
+        """Do one thing; what failed is said, and the rest goes on."""
+        try:
+            action(*arguments)
+            return True
+        except OSError as error:
+            self.failed = True
+            self.say("failed: {}: {}".format(self.file(name) if name else self.path, error.strerror or error))
+            return False
+
+    def _read_record(self):
+        self.record = Record(self.path)
+
+    def install(self, files):
+        """What fails ends it: a drop-in is of no use without what it starts, and what it replaces may be.
+
+        :param files: a list of name, bytes and mode, in the order in which they need each other
+        """
+        if not self.attempt("", self._make) or not self.attempt(RECORD, self._begin):
+            return
+        for name, data, mode in files:
+            if not self.attempt(name, self._install, name, data, mode):
+                break
+            if name.endswith(".py") and name in self.record.files and not self.dry_run:
+                self._compile(name)
+        if not self.dry_run and not self.record.name:  # nothing could be written
+            remove_folders(self.levels(self.made))
+
+    def _make(self):
+        """Make the folder, and those that hold it."""
+        missing, path = [], self.path
+        while not os.path.isdir(path) and os.path.dirname(path) != path:
+            missing.append(path)
+            path = os.path.dirname(path)
+        self.made = len(missing)
+        for path in [] if self.dry_run else reversed(missing):
+            os.mkdir(path)
+            if self.shared:
+                os.chmod(path, 0o755)  # noqa: S103 - for all users, whatever the umask of the administrator
+
+    def _begin(self):
+        self._read_record()
+        if self.made == 1:
+            # The folder that holds this one may have been made for the other part; then it goes with
+            # whichever of the two goes last.
+            base, own = os.path.split(self.path)
+            levels = [Record(os.path.join(base, name)).levels for name in FOLDERS if name != own]
+            self.made = max([self.made] + levels)
+        self.record.levels = self.made or self.record.levels
+
+    def _install(self, name, data, mode):
+        path, known, present = self.file(name), self.record.files.get(name), digest_of(self.file(name))
+        entry = Entry(digest(data), known and known.aside, None)
+        if present == entry.sha256:
+            self._mend_mode(path, mode)
+            return
+        if self.dry_run:
+            self.say("would install: " + path)
+            return
+        aside = None
+        if known and known.has(present):
+            entry = entry._replace(former=present)
+        elif os.path.lexists(path):
+            aside = free_name(path + ASIDE)
+            entry = entry._replace(aside=entry.aside or os.path.basename(aside))
+        new = write_new(path, data, mode)
+        try:
+            self.record.save(dict(self.record.files, **{name: entry}), self.record.levels)
+            if aside:
+                os.rename(path, aside)
+            os.replace(new, path)
+        except BaseException:
+            remove(new)
+            raise
+        if aside:
+            self.say("moved aside: {} to {}".format(path, os.path.basename(aside)))
+        self.say("installed: " + path)
+
+    def _mend_mode(self, path, mode):
+        if mode & 0o100 and not os.access(path, os.X_OK):
+            if not self.dry_run:
+                os.chmod(path, mode)
+            self.say("{}made executable: {}".format("would be " if self.dry_run else "", path))
+        else:
+            self.say("unchanged: " + path)
+
+    def _compile(self, name):
+        """Compile a script, so that no launch has to; to where the drop-ins have Python look, whatever this
+        run's own environment says."""
+        import py_compile
+
+        cached = "{}.{}.pyc".format(os.path.splitext(name)[0], sys.implementation.cache_tag)
+        cached = os.path.join("__pycache__", cached)
+        self.attempt(cached, lambda: py_compile.compile(self.file(name), cfile=self.file(cached), optimize=0))
+
+    def uninstall(self):
+        """Take away what the records say, the newest first; what has changed since stays."""
+        if not self.dry_run:
+            self.attempt("", self._remove_unfinished)
+        while self.attempt(RECORD, self._read_record) and self.record.name:
+            self.found = True
+            for name in sorted(self.record.files):
+                self.attempt(name, self._uninstall, name, self.record.files[name])
+            if self.dry_run or self.failed or not self.attempt(self.record.name, self._forget):
+                break
+
+    def _uninstall(self, name, entry):
+        path, present = self.file(name), digest_of(self.file(name))
+        if os.path.lexists(path) and not entry.has(present):
+            aside = "; what was there before is " + entry.aside if entry.aside else ""
+            self.say("kept: {}: it has changed since it was installed{}".format(path, aside))
+            return
+        if self.dry_run:
+            self.say("would remove: " + path)
+            return
+        if present:
+            os.remove(path)
+            self.say("removed: " + path)
+        if entry.aside:
+            os.rename(self.file(entry.aside), path)
+            self.say("restored: " + path)
+        for cached in cached_files(path):
+            os.remove(cached)
+
+    def _remove_unfinished(self):
+        """What a run that was killed has left."""
+        for name in os.listdir(self.path) if os.path.isdir(self.path) else []:
+            if name.endswith(NEW):
+                os.remove(self.file(name))
+
+    def _forget(self):
+        os.remove(self.file(self.record.name))
+        self.left += [self.file("__pycache__")] + self.levels(self.record.levels)
+
+    def levels(self, count):
+        """This folder, the one that holds it, and so on: ``count`` paths."""
+        paths = [self.path]
+        while len(paths) < count:
+            paths.append(os.path.dirname(paths[-1]))
+        return paths[:count]
+
+
+def remove_folders(paths):
+    """Remove the folders that are empty now; what others have put into one, such as logs, keeps it."""
+    for path in sorted(paths, key=len, reverse=True):
+        try:
+            os.rmdir(path)
+        except OSError:
+            pass  # not empty, or gone already
+
+
+# ------------------------------------------------------------------------------------------ command line
+
+
+class Parser(argparse.ArgumentParser):
+    """What is bad becomes one line, as for the launchers. It never repeats what it does not know: a mistyped
+    host has its password anywhere."""
+
+    expected = {
+        "--remote": "HOST, as in --remote john@host.example.com",
+        "-o": "NAME=VALUE, as in -o Compression=no",
+    }
+
+    def error(self, message):
+        name = message.replace("argument ", "", 1).partition(": ")[0]
+        raise tunnel.Fatal("{}: expected {}".format(name, self.expected.get(name, "nothing after it")))
+
+    @classmethod
+    def make(cls):
+        parser = cls(
+            prog="install.py",
+            usage="install.py [options]",
+            description="Installs Tunnel for this user: what a front end machine and what a kernel machine needs.",
+            allow_abbrev=False,
+            add_help=False,
+        )
+        flags = {
+            "--front-end": "only what the front end machine needs",
+            "--kernel": "only what the kernel machine needs",
+            "--dry-run": "list what would be done, and do nothing",
+            "--uninstall": "remove what was installed, and put back what was moved aside",
+            "--version": "print the version",
+        }
+        for name, text in flags.items():
+            parser.add_argument(name, action="store_true", help=text)
+        parser.add_argument("-h", "--help", action="store_true", help="print this")
+        parser.add_argument(
+            "--remote",
+            metavar="HOST",
+            type=remote_host,
+            help="instead: what the kernel machine [user@]HOST needs, by SSH (Linux and macOS)",
+        )
+        parser.add_argument(
+            "-o",
+            metavar="NAME=VALUE",
+            dest="ssh_options",
+            type=tunnel.parse_option,
+            action="append",
+            default=[],
+            help="an OpenSSH option for --remote",
+        )
+        return parser
+
+    def parse(self, argv):
+        """:raises Fatal: an argument is bad; the text names it"""
+        words = []
+        for word in argv:  # argparse up to Python 3.7 does not take -oNAME=VALUE apart
+            words += [word[:2], word[2:]] if word.startswith("-o") and word[2:] else [word]
+        options, rest = self.parse_known_args(words)
+        for word in rest:
+            name = word.partition("=")[0]
+            if not name.startswith("-"):
+                raise tunnel.Fatal("too many arguments; a host stands after --remote")
+            name = name if name.replace("-", "").isalnum() else "this option"
+            raise tunnel.Fatal("{}: not known; --help lists the options".format(name))
+        if options.remote and (options.front_end or options.kernel):
+            raise tunnel.Fatal("--remote: installs for the kernel there; leave --front-end and --kernel out")
+        if options.ssh_options and not options.remote:
+            raise tunnel.Fatal("-o: is for --remote only")
+        return options
+
+
+def remote_host(text):
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-        os.chmod(new, mode)
-        os.replace(new, path)
-    except OSError:
-        os.remove(new)
-        raise
+        there, problem = tunnel.Destination.parse(text), None
+    except tunnel.Fatal as error:
+        there, problem = None, error.text.replace("host: ", "", 1)
+    if problem:
+        raise tunnel.Fatal("--remote: " + problem)
+    if there.password:
+        raise tunnel.Fatal("--remote: no password here; ssh asks for it")
+    return there
+
+
+class Output:
+    """Standard output, line by line. When it has nowhere to go, the work goes on without."""
+
+    def __init__(self):
+        self.error = None
+
+    def say(self, text):
+        self.error = self.error or write(sys.stdout, text)
+
+    def end(self, code, text):
+        """Say on standard error what is to be said; returns the exit code."""
+        if self.error and not isinstance(self.error, BrokenPipeError):  # a reader such as head has seen enough
+            code, text = code or 1, text or "the output could not be written: {}".format(self.error.strerror)
+        if text:
+            write(sys.stderr, "install.py: " + text)
+        return code
+
+
+def write(stream, text):
+    """Write a line; returns the error if that cannot be done."""
+    if stream is None:  # closed by whoever has started this
+        return None
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        stream.flush()
+    except OSError as error:
+        # Python tries again at its end what could not be written; then it goes nowhere in peace.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error
+    return None
 
 
 class Installer:
-    """One run: options as attributes, ``platform``, ``environ`` and ``home`` of the machine."""
+    """One run: ``options``, and ``platform``, ``environ`` and ``home`` of the machine.
 
-    def __init__(self, argv, platform=sys.platform, environ=os.environ, home=None, say=print):
-        self.platform, self.environ, self.say = platform, environ, say
-        self.home = home or os.path.expanduser("~")
-        self.source = os.path.dirname(os.path.abspath(__file__))
-        self.front_end = self.kernel = self.dry_run = self.uninstall = False
-        self.remote, self.options = None, []
-        self._parse(list(argv))
+    :raises Fatal: an argument is bad
+    """
 
-    def _parse(self, rest):
-        while rest:
-            word = rest.pop(0)
-            name, equals, value = word.partition("=")
-            if word in ("--front-end", "--kernel", "--dry-run", "--uninstall"):
-                setattr(self, word[2:].replace("-", "_"), True)
-            elif name in ("--remote", "-o"):
-                if not equals and not rest:
-                    raise tunnel.Fatal("{}: a value has to follow".format(name))
-                value = value if equals else rest.pop(0)
-                if name == "-o":
-                    self.options.append(tunnel.parse_option(value))
-                else:
-                    self.remote = tunnel.Destination.parse(value)
-            else:
-                raise tunnel.Fatal("{}: not known; --help lists the options".format(name))
-        if self.remote and self.remote.password:
-            raise tunnel.Fatal("--remote: no password here; ssh asks for it")
-        if self.remote and (self.front_end or self.kernel):
-            raise tunnel.Fatal("--remote: installs for the kernel there; leave --front-end and --kernel out")
-        if not self.front_end and not self.kernel:
-            self.front_end = self.kernel = True
+    source = SOURCE
+
+    def __init__(self, argv, platform=sys.platform, environ=os.environ, home=None, say=None):
+        self.platform, self.environ, self.home = platform, environ, home
+        self.say = say or Output().say
+        self.options = Parser.make().parse(argv)
+        both = not self.options.front_end and not self.options.kernel
+        self.front_end, self.kernel = both or self.options.front_end, both or self.options.kernel
 
     def run(self):
         """:returns: the exit code, 1 when something failed"""
-        if self.remote:
-            return self.run_remote()
-        folders = []
-        for user, system in layouts(self.platform, self.environ, self.home):
-            if self.front_end:
-                folders.append(self.do_front_end(self.folder(user, "FrontEnd")))
-            if self.kernel:
-                folders += self.do_kernel(self.folder(user, "Kernel"), self.folder(system, "Kernel"))
-        remove_folders(path for folder in folders for path in folder.made)
+        if self.options.help:
+            self.say(Parser.make().format_help().rstrip("\n"))
+            return 0
+        if self.options.version:
+            self.say("tunnel " + tunnel.VERSION)
+            return 0
+        if self.options.remote:
+            return self.run_remote(self.options.remote)
+        home = self.home or home_directory(self.platform, self.environ)
+        bases = base_directories(self.platform, self.environ, home)
+        folders = self.uninstall(bases) if self.options.uninstall else self.install(bases)
         return 1 if any(folder.failed for folder in folders) else 0
 
-    def folder(self, base, name):
+    def folders(self, bases, name, shared=False):
+        """The folders ``name`` in ``bases``, each once."""
         separator = "\\" if self.platform == "win32" and os.sep == "\\" else "/"
-        return Folder(base + separator + name, self.say, self.dry_run)
+        distinct = {}
+        for base in bases:
+            path = os.path.abspath(base + separator + name)
+            distinct.setdefault(os.path.realpath(path), path)
+        return [Folder(path, self.say, self.options.dry_run, shared) for path in distinct.values()]
 
-    def do_front_end(self, folder):
-        if self.uninstall:
+    def uninstall(self, bases):
+        folders = []
+        if self.front_end:
+            folders += self.folders([user for user, _ in bases.values()], "FrontEnd")
+        if self.kernel:
+            folders += self.folders([path for pair in bases.values() for path in pair], "Kernel")
+        for folder in folders:
             folder.uninstall()
-            return folder
-        files = front_end_files(self.source, self.platform, interpreter(self.platform))
-        folder.install(files)
-        folder.compile(name for name, _, _ in files if name.endswith(".py"))
-        return folder
+        remove_folders(path for folder in folders for path in folder.left)
+        if not any(folder.found or folder.failed for folder in folders):
+            self.say("nothing of Tunnel is installed in " + ", ".join(folder.path for folder in folders))
+        return folders
 
-    def do_kernel(self, user, system):
-        """Install to one of two folders, or uninstall from both; returns those that it has worked on."""
-        if self.uninstall:
-            user.uninstall()
-            system.uninstall()
-            return [user, system]
-        if not system.writable:
-            self.say("{} cannot be written: tunnel.m goes to this user's {}".format(system.path, user.path))
-            system = user
-        system.install([("tunnel.m", read(os.path.join(self.source, "tunnel.m")), 0o644)])
-        return [system]
+    def install(self, bases):
+        folders, here = [], products_here(bases, self.environ)
+        if self.front_end:
+            self._refuse_sudo()
+            folders += self.folders([bases[product][0] for product in here], "FrontEnd")
+            files = front_end_files(self.source, self.platform, base_python(self.platform))
+            for folder in folders:
+                folder.install(files)
+        if self.kernel:
+            files = [("tunnel.m", read_source(self.source, "tunnel.m"), 0o644)]
+            for product in here:
+                folder = self._kernel_folder(product, *bases[product])
+                if os.path.realpath(folder.path) not in [os.path.realpath(each.path) for each in folders]:
+                    folders.append(folder)
+                    folder.install(files)
+        return folders
 
-    def run_remote(self):
+    def _kernel_folder(self, product, user, system):
+        """That of the base directory, unless a variable names the other alone, or it cannot be written."""
+        (user,), (system,) = self.folders([user], "Kernel"), self.folders([system], "Kernel", shared=True)
+        if named(product, "_USERBASE", self.environ) and not named(product, "_BASE", self.environ):
+            return user
+        if system.writable:
+            return system
+        self.say("{} cannot be written: tunnel.m goes to this user's {}".format(system.path, user.path))
+        return user
+
+    def _refuse_sudo(self):
+        user = self.environ.get("SUDO_USER", "root")
+        if self.platform != "win32" and user != "root" and os.geteuid() == 0:
+            raise tunnel.Fatal(
+                "--front-end: with sudo the files would be root's, not {}'s; run it without sudo, and with sudo"
+                " only --kernel".format(user)
+            )
+
+    def run_remote(self, there):
         """Have a shell on the kernel machine do the same. It reads its script from standard input, so
         neither its kind nor any quoting matters; ssh asks for passwords on the terminal."""
         program, client = tunnel.find_client(None, self.environ)
         if client is not tunnel.OpenSSH:
             raise tunnel.Fatal("--remote: needs OpenSSH's ssh; name it with TUNNEL_SSH", tunnel.EX_UNAVAILABLE)
-        task = "list" if self.dry_run else "uninstall" if self.uninstall else "install"
-        content = read(os.path.join(self.source, "tunnel.m")).decode("utf-8")
-        script = REMOTE_SCRIPT.format(task=task, content=content)
         options = [("ConnectTimeout", str(tunnel.CONNECT_SECONDS)), ("RemoteCommand", "none")]
-        argv = [program, "-T"] + tunnel.OpenSSH.words(self.options + options, self.remote)
-        environment = tunnel.client_environment(self.environ)
+        argv = [program, "-T"] + tunnel.OpenSSH.words(self.options.ssh_options + options, there)
         done = subprocess.run(
-            argv + [self.remote.host, "sh"],
-            input=script.encode("utf-8"),
+            argv + [there.host, "sh"],
+            input=self.remote_script(),
             stdout=subprocess.PIPE,
-            env=environment,
+            env=tunnel.client_environment(self.environ),
         )
-        for line in done.stdout.decode("utf-8", "replace").splitlines():
-            self.say("{}: {}".format(self.remote.host, line))
-        if done.returncode:
-            self.say("failed: {}: ssh ended with exit code {}".format(self.remote, done.returncode))
+        lines = done.stdout.decode("utf-8", "replace").splitlines()
+        said = [text for _, mark, text in (line.partition(MARK) for line in lines) if mark]
+        for text in said:
+            if text != "end":
+                self.say("{}: {}".format(there.host, text))
+        if "end" not in said:
+            what = "ssh ended with exit code {}".format(done.returncode)
+            if done.returncode != tunnel.OpenSSH.failure:
+                what += ", and no shell there has run the script to its end; it needs Linux or macOS"
+            self.say("failed: {}: {}".format(there, what))
+            return 1
         return 1 if done.returncode else 0
+
+    def remote_script(self):
+        content = read_source(self.source, "tunnel.m")
+        text = REMOTE_SCRIPT.format(
+            task="uninstall" if self.options.uninstall else "install",
+            dry="yes" if self.options.dry_run else "",
+            digest=digest(content),
+            content=content.decode("utf-8"),
+            mark=MARK,
+            share=SHARE,
+            record=RECORD,
+            title=RECORD_TITLE,
+            old_record=OLD_RECORD,
+            old_copy=OLD_COPY,
+            aside=ASIDE,
+            new=NEW,
+        )
+        return text.encode("utf-8")
 
 
 def main(argv=None):
+    output = Output()
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["--help"], ["-h"]):
-        print(USAGE, end="")
-        return 0
-    if argv[:1] == ["--version"]:
-        print("tunnel " + tunnel.VERSION)
-        return 0
-    code, text = tunnel.guarded(lambda: Installer(argv).run())
-    if text:
-        sys.stderr.write("install.py: {}\n".format(text))
-    return code
+    return output.end(*tunnel.guarded(lambda: Installer(argv, say=output.say).run()))
 
 
 if __name__ == "__main__":

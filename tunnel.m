@@ -5,7 +5,7 @@
 
    Loaded in a session (Get["tunnel.m"]): SetupTunnelKernelConfiguration and RemoteMachineTunnel.
 
-   Works in kernels 8 to 14; loading it anywhere, any number of times, does no harm and prints nothing. *)
+   Works in kernels 8 to 15; loading it anywhere, any number of times, does no harm and prints nothing. *)
 
 BeginPackage["MathLink`Tunnel`"]
 
@@ -13,15 +13,18 @@ SetupTunnelKernelConfiguration::usage = "SetupTunnelKernelConfiguration[name, ho
 persistent kernel configuration name, which launches a controller kernel on host with all links carried by SSH. \
 host is \"[user[:password]@]machine[:port]\". Options: \"OperatingSystem\" of the kernel machine (\"Windows\", \
 \"MacOSX\" or \"Unix\"; Automatic: that of the front end), \"VersionNumber\" of the kernel (a number such as \
-10.1; Automatic: that of the front end) and \"KernelPath\" (a string; Automatic: where that version is installed; \
-Default: the path that names no version). Example: \
+10.1; Automatic: that of the front end), \"KernelPath\" (a string; Automatic: where that version is installed; \
+Default: the path that names no version) and \"Relay\" (True, or a number of minutes: the session survives a lost \
+connection for an hour, or for so many minutes, and needs no forwarded ports; False: the links take forwarded \
+ports). Example: \
 SetupTunnelKernelConfiguration[\"Cluster\", \"john@host.example.com\", \"OperatingSystem\" -> \"Unix\"]";
 
 RemoteMachineTunnel::usage = "RemoteMachineTunnel[host, n] describes n compute kernels (by default 1) on host, for \
 LaunchKernels; their links are carried by SSH. host is \"[user[:password]@]machine[:port]\". Load \
-SubKernels`RemoteKernels` first. Options: \"OperatingSystem\", \"VersionNumber\" and \"KernelPath\" as for \
-SetupTunnelKernelConfiguration, \"KernelSpeed\" (a relative number, by default 1) and \"ShareConnection\" (True: \
-one login for all; False: one each; Automatic: one for all when n is larger than 1, where the system can). Example: \
+SubKernels`RemoteKernels` first. Options: \"OperatingSystem\", \"VersionNumber\", \"KernelPath\" and \"Relay\" as \
+for SetupTunnelKernelConfiguration, \"KernelSpeed\" (a relative number, by default 1) and \"ShareConnection\" \
+(True: one login for all; False: one each; Automatic: one for all when n is larger than 1, where the system can). \
+Example: \
 LaunchKernels[RemoteMachineTunnel[\"john@host.example.com\", 4, \"OperatingSystem\" -> \"Unix\"]]";
 
 Begin["`Private`"]
@@ -32,6 +35,7 @@ $host = "`1` is no host specification; expected a string \"[user[:password]@]mac
 $system = "\"OperatingSystem\" -> `1` is not known; expected \"Windows\", \"MacOSX\", \"Unix\" or Automatic.";
 $version = "\"VersionNumber\" -> `1` is no version; expected a number such as 10.1, or Automatic.";
 $path = "\"KernelPath\" -> `1` is no path; expected a string that is not empty, Default or Automatic.";
+$relay = "\"Relay\" -> `1` is not known; expected True, False, or minutes as an integer from 0 to 99999.";
 $option = "`1` is no option; expected one of `2`.";
 $missing = "The launch script `1` is missing; run install.py on the front end machine.";
 
@@ -39,6 +43,7 @@ SetupTunnelKernelConfiguration::host = $host;
 SetupTunnelKernelConfiguration::system = $system;
 SetupTunnelKernelConfiguration::version = $version;
 SetupTunnelKernelConfiguration::path = $path;
+SetupTunnelKernelConfiguration::relay = $relay;
 SetupTunnelKernelConfiguration::option = $option;
 SetupTunnelKernelConfiguration::missing = $missing;
 SetupTunnelKernelConfiguration::name =
@@ -49,6 +54,7 @@ RemoteMachineTunnel::host = $host;
 RemoteMachineTunnel::system = $system;
 RemoteMachineTunnel::version = $version;
 RemoteMachineTunnel::path = $path;
+RemoteMachineTunnel::relay = $relay;
 RemoteMachineTunnel::option = $option;
 RemoteMachineTunnel::missing = $missing;
 RemoteMachineTunnel::count = "`1` is no number of kernels; expected a positive integer.";
@@ -224,6 +230,8 @@ badOption["KernelPath", path_] := If[MemberQ[{Automatic, Default}, path] || (Str
 badOption["KernelSpeed", speed_] := If[NumberQ[speed] && speed > 0, None, "speed"]
 badOption["ShareConnection", True | False | Automatic] := None
 badOption["ShareConnection", _] := "share"
+badOption["Relay", True | False] := None
+badOption["Relay", minutes_] := If[IntegerQ[minutes] && 0 <= minutes < 100000, None, "relay"]
 
 (* The kernel's path for good options, where Automatic stands for system and version. *)
 chosenPath[options_List, system_, version_] := Module[{chosen, path},
@@ -239,10 +247,15 @@ chosenPath[options_List, system_, version_] := Module[{chosen, path},
   ]
 ]
 
+(* What the launcher is told of a relay, for a good value of the option. *)
+relayWord[True] := " --relay"
+relayWord[False] := ""
+relayWord[minutes_Integer] := " --relay=" <> ToString[minutes]
+
 (* -- controller kernels *)
 
 Options[SetupTunnelKernelConfiguration] =
-  {"OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic};
+  {"OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic, "Relay" -> False};
 
 (* What the front end says of itself; of this kernel where it does not say. It may run on another machine. *)
 frontEndValue[name_String, own_] := Module[{value = Quiet[SystemInformation["FrontEnd", name]]},
@@ -286,6 +299,7 @@ storeConfiguration[name_String, host_String, options_List] := Module[{system, sc
     "LoginScript" -> StringJoin[
       quoted[
         "`userbaseDirectory`" <> If[system === "Windows", "\\FrontEnd\\", "/FrontEnd/"] <> scriptName["tunnel", system]],
+      relayWord["Relay" /. options],
       " ", quoted[host],
       " ", quoted[chosenPath[options, system, frontEndValue["VersionNumber", $VersionNumber]]],
       " ", quoted["`linkname`"]]
@@ -304,7 +318,7 @@ storeConfiguration[name_String, host_String, options_List] := Module[{system, sc
 
 Options[RemoteMachineTunnel] = {
   "OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic,
-  "KernelSpeed" -> 1, "ShareConnection" -> Automatic};
+  "Relay" -> False, "KernelSpeed" -> 1, "ShareConnection" -> Automatic};
 
 RemoteMachineTunnel[host_] := RemoteMachineTunnel[host, 1]
 RemoteMachineTunnel[host_, rule : (_Rule | _RuleDelayed | _List), rules___] :=
@@ -333,6 +347,7 @@ describeKernels[host_String, count_Integer, options_List] := Module[{windows, sc
   command = StringJoin[
     quoted[script],
     If[share && !windows, " --share", ""],
+    relayWord["Relay" /. options],
     " ", quoted[host],
     " ", quoted[chosenPath[options, ownSystem[], $VersionNumber]],
     " ", quoted["`2`"]];

@@ -23,17 +23,41 @@ CLASSIC, CALLBACK = "classic", "callback"  # who listens for the preemptive and 
 
 TRIES = 5  # blocks of ports, or connections that the server dropped before login
 CONNECT_SECONDS = 15  # a host that does not answer is given up
+LOGIN_SECONDS = 150  # so is a login: longer than servers wait for somebody to type (LoginGraceTime: 120)
 ALIVE_SECONDS, ALIVE_COUNT = 15, 3  # a server that has fallen silent is noticed within 15 * (3 + 1)
-START_SECONDS = 2.0  # how long a compute kernel that has not called back yet may still fail to start
-DRAIN_SECONDS = 1.0  # from the kernel's end to the end of a client that still holds connections
+VERIFY_SECONDS = 0.3  # how long a path that has not been seen to run may still turn out to be wrong
+SHARED_SECONDS = 20  # how long a connection of the user's own may take to answer a relay
+SESSION_SECONDS = 1.0  # until a client that shares a connection and says no more is taken to have a session
+LOST_SECONDS = 5.0  # from the main link's end to that of a kernel which has not noticed
+STALL_SECONDS = 60  # how long a front end may take none of what its kernel has left behind
+QUIET_SECONDS = 5  # how long nothing may come, after the kernel's end, from who still holds its connections
+LATE_SECONDS = 2.0  # how long the client may go on once nothing of ours is left
 KILL_SECONDS = 1.0  # from SIGTERM to SIGKILL
 CALLBACK_SECONDS = 120  # a kernel that has not called back by then is noted in the log
 NAMES_SECONDS = 300  # how long the switchboard looks for link names
 HOLD_SECONDS = 0.2  # how long it holds the beginning of what may become a link name
-KERNEL_LINES = 1000  # of what a kernel prints, how much goes into the log
+CERTAIN_SECONDS = 2.0  # the same where the length before it says that there is more to come
+LOG_BYTES = 1 << 20  # of what a client, a server or a kernel says, how much goes into the log
+RELAY_SECONDS = 60  # until a relay that has been sent has to answer
+RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
+PREFIXED = (8, 5)  # from here on OpenSSH says who asks, when a server asks
+TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
 
+ASKING = (
+    "DISPLAY",
+    "WAYLAND_DISPLAY",
+    "SSH_ASKPASS",
+    "SSH_ASKPASS_REQUIRE",
+)  # what makes ssh ask without a terminal
 DEFECT = "a defect of tunnel stopped the launch{}; TUNNEL_DEBUG=1 logs where"
+TOO_SHORT = "link name {} is too short to be replaced: left alone; create links with -LinkHost 127.0.0.1"
+REFUSED_TERMINAL = "PTY allocation request failed"  # as the client of a shared connection has it on stderr
+NO_TERMINAL = "the server allows no terminal: a computing kernel may outlive the connection"
+EXPOSED = (
+    "this server opens the forwarded ports to its whole network (GatewayPorts yes in its sshd_config), and only"
+    " it can change that"
+)
 
 EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE = 2, 69, 70
 
@@ -45,7 +69,9 @@ Launches a Mathematica {role} on a remote machine, its links carried by SSH.
   -o NAME=VALUE   an OpenSSH option, as for ssh; wins over the built-in ones
   --client NAME   ssh or plink, or the path of one (else TUNNEL_SSH, else what the system has)
   --links KIND    auto, classic (up to 11.0) or callback (11.1 and later)
-  --share         one login for all compute kernels on a host (tunnel_sub, OpenSSH)
+  --share         one login for many compute kernels on a host (tunnel_sub, OpenSSH)
+  --relay[=MIN]   carry the links through a relay on the kernel machine: no forwarded ports, and the kernel waits
+                  MIN minutes (60) for a connection that is lost to come back
   --dry-run       print the command line and the ports, without secrets, and do nothing
   --check         with host and kernel_path: launch, report each step, stop the kernel
   --version, --help
@@ -183,6 +209,8 @@ def is_link_host(text):
     """Whether ``text`` can be the host in a link name: an address or a name, nothing that means more."""
     plain = text.replace(".", "").replace("-", "").replace(":", "").replace("_", "").replace("%", "")
     ascii_only = all(ord(character) < 128 for character in plain)
+    if ":" not in text and not all(0 < len(label) < 64 for label in text.split(".")):
+        return False
     return plain.isalnum() and ascii_only and text[0] not in "-.%" and len(text) <= 255
 
 
@@ -218,7 +246,8 @@ class Kernel:
 
     @property
     def on_windows(self):
-        return self.path[1:3] in (":\\", ":/") or self.path.startswith("\\\\")
+        drive = self.path[:1].isalpha() and self.path[1:3] in (":\\", ":/")
+        return drive or self.path.startswith("\\\\")
 
     @property
     def switch(self):
@@ -235,20 +264,22 @@ class Kernel:
 
     @property
     def quoted(self):
-        """The path in double quotes, which a POSIX shell and cmd.exe both understand.
+        """The path in double quotes, which all shells and cmd.exe understand.
 
-        A POSIX shell would still expand inside them, so that is escaped, but for a leading ``~/`` or
-        ``$HOME/``, which only the remote shell can resolve.
+        What a shell would still expand inside them is written in the one way that sh, csh and fish read alike:
+        between single quotes, or after a backslash outside of quotes. A leading ``~/`` or ``$HOME/`` is left
+        to the remote shell, which alone can resolve it.
         """
         if self.on_windows:
             return '"{}"'.format(self.path)
-        prefix, rest = "", self.path
+        prefix, rest = '"', self.path
         for start, written in (("~/", '~/"'), ("$HOME/", '"$HOME/')):
             if self.path.startswith(start):
                 prefix, rest = written, self.path[len(start) :]
-        for special in '\\$`"':
-            rest = rest.replace(special, "\\" + special)
-        return (prefix or '"') + rest + '"'
+        return prefix + "".join(QUOTED.get(character, character) for character in rest) + '"'
+
+
+QUOTED = {"\\": '"\\\\"', "!": '"\\!"', "$": "\"'$'\"", "`": "\"'`'\"", '"': '"\'"\'"'}
 
 
 def version_in(path):
@@ -263,11 +294,13 @@ def version_in(path):
             name = name[: -len(".app")]
         word = name.replace("-", " ").replace("_", " ").rpartition(" ")[2]
         numbers = word.split(".")
-        if all(number.isdigit() and len(number) <= 2 for number in numbers):
-            if len(numbers) > 1:
-                found = (int(numbers[0]), int(numbers[1]))
-            elif word == name and found is None and int(word) >= 6:
-                found = (int(word),) if int(word) != 11 else None  # 11.0 and 11.1 differ
+        values = [parse_number(number) if len(number) <= 2 else None for number in numbers]
+        if None in values:
+            continue
+        if len(values) > 1:
+            found = tuple(values[:2])
+        elif word == name and found is None and values[0] >= 6 and values[0] != 11:  # 11.0 and 11.1 differ
+            found = (values[0],)
     return found
 
 
@@ -277,12 +310,19 @@ class Request:
     def __init__(self, role):
         self.role, self.options, self.client, self.links = role, [], None, "auto"
         self.share = self.dry_run = self.check = False
+        self.relay = None  # for how many minutes a relay keeps a lost connection's kernels; None for forwards
         self.destination = self.kernel = self.link = None
 
     @property
     def callback(self):
         """Whether the front end may create links that only a switchboard can carry."""
         return self.role is CONTROLLER and (self.kernel.links if self.links == "auto" else self.links) == CALLBACK
+
+    @property
+    def inward(self):
+        """Whether the kernel may create links, as it does up to 11.0."""
+        unknown = self.links == "auto" and not self.kernel.version
+        return self.role is CONTROLLER and (unknown or not self.callback)
 
     def option(self, name):
         """The value that ``-o`` gave ``name``, else None; as for ssh, the first one wins."""
@@ -312,22 +352,32 @@ def take_flags(request, rest):
             attached = attached if equals else None
         else:
             flag, attached = word[:2], word[2:] or None
-        if flag == "-o":
-            request.options.append(parse_option(value(flag, attached)))
-        elif flag == "--client":
-            request.client = value(flag, attached)
-            if not request.client or has_control_characters(request.client):
-                raise Fatal("--client: expected ssh, plink, or the path of one")
-        elif flag == "--links":
-            request.links = value(flag, attached)
-            if request.links not in ("auto", CLASSIC, CALLBACK):
-                raise Fatal("--links: expected auto, classic or callback")
+        if flag == "--relay":
+            request.relay = RELAY_MINUTES if attached is None else parse_number(attached)
+        elif flag in ("-o", "--client", "--links"):
+            take_value(request, flag, value(flag, attached))
         elif flag in ("--share", "--dry-run", "--check") and attached is None:
             setattr(request, flag[2:].replace("-", "_"), True)
         else:
             name = flag if flag.replace("-", "").isalnum() else "this option"
             raise Fatal("{}: not known; --help lists the options".format(name))
+        if flag == "--relay" and request.relay is None:
+            raise Fatal("--relay: expected --relay or --relay=MINUTES, from 0 to 99999")
     return rest
+
+
+def take_value(request, flag, value):
+    """Take an option that has a value."""
+    if flag == "-o":
+        request.options.append(parse_option(value))
+    elif flag == "--client":
+        request.client = value
+        if not value or has_control_characters(value):
+            raise Fatal("--client: expected ssh, plink, or the path of one")
+    else:
+        request.links = value
+        if value not in ("auto", CLASSIC, CALLBACK):
+            raise Fatal("--links: expected auto, classic or callback")
 
 
 def parse_arguments(role, argv):
@@ -347,6 +397,10 @@ def parse_arguments(role, argv):
         raise Fatal("{}; expected: {}".format(missing, " ".join(names)))
     request.destination = Destination.parse(rest[0])
     request.kernel = Kernel(rest[1])
+    if request.relay is not None and request.kernel.on_windows:
+        raise Fatal(
+            "--relay: needs sh and Python 3 on the kernel machine, and this is a Windows path; leave it out"
+        )
     if len(rest) == 3:
         request.link = LinkName.parse(rest[2])
     return request
@@ -371,27 +425,30 @@ class Plan:
     the remote command line.
     """
 
-    def __init__(self, request, ports, relays):
-        """:param ports: data and message port of the main link on the kernel machine
-        :param relays: where the switchboard listens, main link first; empty without one
+    def __init__(self, request, settings, relays):
+        """:param relays: where the launcher listens in place of the front end: for the main link's channels, then
+        for those of further links; empty for what the shell scripts would have forwarded
         """
         here = request.link
-        data, message = ports
-        base = max(ports)
+        data, message = settings.ports
+        base = max(settings.ports)
         self.link = LinkName(data, LOOPBACK, message, LOOPBACK)
-        main = (LOOPBACK, relays[0]) if relays else (here.data_host, here.data_port)
-        self.forwards = [
-            Forward("-R", data, *main),
-            Forward("-R", message, here.message_host, here.message_port),
-        ]
+        ends = [(here.data_host, here.data_port), (here.message_host, here.message_port)]
+        ends = [(LOOPBACK, relay) for relay in relays[:2]] or ends
+        self.forwards = [Forward("-R", port, *end) for port, end in zip(settings.ports, ends)]
         if request.role is CONTROLLER:
             self.forwards += [Forward("-L", base + n, LOOPBACK, base + n) for n in (1, 2, 3, 4)]
-        self.pairs = [(base + 5, base + 6), (base + 7, base + 8)] if relays else []
+        self.pairs = [(base + 5, base + 6), (base + 7, base + 8)] if request.callback else []
         self.forwards += [
             Forward("-R", port, LOOPBACK, relay)
-            for port, relay in zip([port for pair in self.pairs for port in pair], relays[1:])
+            for port, relay in zip([port for pair in self.pairs for port in pair], relays[2:] or (0,) * 4)
         ]
-        self.command = remote_command(request.kernel, request.role, self.link)
+        # For the remote shell, which takes only the path apart.
+        self.command = " ".join([request.kernel.quoted] + kernel_words(request.kernel, request.role, self.link))
+        if settings.guarded:
+            # A server that allows no terminal runs the kernel all the same, while ssh gives up: it would be
+            # run a second time. Where that is not known yet, the server is asked first.
+            self.command = "test -t 0 && " + self.command
 
     @property
     def forward_words(self):
@@ -402,11 +459,13 @@ class Plan:
         return any(forward.port == port for forward in self.forwards)
 
 
-def remote_command(kernel, role, link):
-    """The command line for the remote shell; its words are those of the shell scripts."""
-    words = [kernel.quoted, kernel.switch, "-LinkMode Connect -LinkProtocol TCPIP -LinkName", str(link)]
-    words.append("-initfile tunnel.m -lmverbose" if role is CONTROLLER else "-lmverbose -subkernel -noinit")
-    return " ".join(words + ["-remotelaunch"])
+def kernel_words(kernel, role, link):
+    """What the kernel is called with; the words are those of the shell scripts."""
+    words = [kernel.switch, "-LinkMode", "Connect", "-LinkProtocol", "TCPIP", "-LinkName", str(link)]
+    words += (
+        ["-initfile", "tunnel.m", "-lmverbose"] if role is CONTROLLER else ["-lmverbose", "-subkernel", "-noinit"]
+    )
+    return words + ["-remotelaunch"]
 
 
 def first_ports(request):
@@ -423,46 +482,195 @@ def draw_ports():
     return base, base + 1
 
 
+class Settings:
+    """How one try is made. Never changed; :meth:`but` makes others."""
+
+    __slots__ = (
+        "ports",  # data and message port of the main link on the kernel machine; None: another block
+        "block",  # how many blocks of ports have been tried with this one
+        "drops",  # how many tries a server, or a shared connection, has turned away before this one
+        "share",  # the control socket of a connection that launches share; empty: one that has to be found first
+        "terminal",  # whether the kernel gets one, so that the server hangs up on it
+        "guarded",  # whether it is only run where that is granted
+        "separate",  # whether ssh's own words come through a pipe of their own
+        "lenient",  # whether forwards may fail, since one of the user's configuration does
+        "modern",  # whether ssh has the options of OpenSSH 8.7
+        "any_family",  # whether the configuration's AddressFamily is overruled
+        "asks",  # whether there may be somebody whom ssh can ask
+        "own",  # whether a connection that the user shares is passed over
+    )
+
+    def __init__(self, ports, **others):
+        self.ports, self.block, self.drops, self.share = ports, 1, 0, None
+        self.terminal = self.modern = self.asks = True
+        self.guarded = self.own = self.separate = self.lenient = self.any_family = False
+        for name, value in others.items():
+            setattr(self, name, value)
+
+    def __repr__(self):
+        return "Settings({})".format(", ".join("{}={!r}".format(n, getattr(self, n)) for n in self.__slots__))
+
+    def but(self, **changes):
+        """A copy, changed."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        values.update(changes)
+        return Settings(**values)
+
+
+# The stages of a try. What a line means depends on when it comes.
+SILENT, ANSWERED, LOGGED_IN, STARTED = range(4)
+
+
+class Form:
+    """A line as a client prints it, ``*`` for what differs; a line is matched as a whole.
+
+    Not regular expressions: importing ``re`` would cost each launch more than all that is matched here.
+    """
+
+    __slots__ = ("first", "middle", "last", "event", "stages")
+
+    def __init__(self, text, event, stages=(SILENT, ANSWERED, LOGGED_IN, STARTED)):
+        """:param event: what the line means
+        :param stages: those in which it does
+        """
+        self.first, *self.middle = text.split("*")
+        self.last = self.middle.pop() if self.middle else None
+        self.event, self.stages = event, stages
+
+    def match(self, line):
+        """What stands for each ``*``; None where the line has another form."""
+        if not line.startswith(self.first):
+            return None
+        if self.last is None:
+            return [] if line == self.first else None
+        position, end, found = len(self.first), len(line) - len(self.last), []
+        if end < position or not line.endswith(self.last):
+            return None
+        for text in self.middle:
+            at = line.find(text, position, end)
+            if at < 0:
+                return None
+            found.append(line[position:at])
+            position = at + len(text)
+        return found + [line[position:end]]
+
+
+def event_in(forms, line, stage):
+    """What a client's line means.
+
+    :returns: the event and what stands for each ``*`` of its form; None for a line that has none
+    """
+    for form in forms:
+        if stage in form.stages:
+            words = form.match(line)
+            if words is not None:
+                return form.event, words
+    return None
+
+
+BEFORE_LOGIN, BEFORE_START = (SILENT, ANSWERED), (SILENT, ANSWERED, LOGGED_IN)
+
+
 class OpenSSH:
     """How to say it to OpenSSH 7.6 and later, and what its ``-v`` says back."""
 
     kind = "ssh"
     failure = 255  # its exit code when it is ssh that failed
 
-    # What to look for in a line of the client's, in this order, and what it means.
-    events = (
-        ("Connecting to ", "name"),
-        ("Executing proxy command", "proxy"),
-        ("Server host key: ", "host key"),
-        ("Authenticated to ", "login"),
-        ("Requesting forwarding of ", "shared"),
-        ("session request failed", "share refused"),
-        ("Control socket connect(", "stale"),
-        ('" does not exist', "stale"),  # Control socket "..."
-        ("master session id: ", "started"),
-        ("Sending command: ", "started"),
-        ("client_request_forwarded_tcpip: listen ", "callback"),
-        ("PTY allocation request failed", "no terminal"),
-        ("rtype exit-", "ended"),
-        ("Server has disabled port forwarding", "forwarding disabled"),
-        ("remote port forwarding failed for listen port ", "port"),
-        ("cannot listen to port: ", "port"),
-        ("forwarding request failed", "port"),
-        ("Exit status ", "status"),
-        ("Permission denied (", "refused"),  # by a jump host, when the connection is dropped as well
-        ("exchange_identification: ", "dropped"),
+    # Lines of the client, read in the sources of OpenSSH 7.6 to 10 (ssh.c, sshconnect.c, sshconnect2.c,
+    # clientloop.c, channels.c, nchan.c, mux.c, kex.c, misc.c).
+    forms = (
+        Form("OpenSSH_*", "version", (SILENT,)),
+        Form("debug1: OpenSSH_*", "version", (SILENT,)),  # since 10.0
+        Form("debug1: Connecting to * port *.", "name", (SILENT,)),
+        Form("debug1: Executing proxy command: *", "proxy", (SILENT,)),
+        Form("debug1: Executing proxy dialer command: *", "proxy", (SILENT,)),
+        Form("debug1: Server host key: *", "host key", (SILENT,)),
+        Form("debug1: Server host certificate: *", "host key", (SILENT,)),
+        Form("debug1: Authentication succeeded (*).", "login", BEFORE_LOGIN),
+        Form("Authenticated to *.", "login", BEFORE_LOGIN),
+        Form("kex_exchange_identification: Connection closed by remote host", "dropped", (SILENT,)),
+        Form("kex_exchange_identification: read: *", "dropped", (SILENT,)),
+        Form("ssh_exchange_identification: Connection closed by remote host", "dropped", (SILENT,)),
+        Form("ssh_exchange_identification: read: *", "dropped", (SILENT,)),
+        Form("command-line: line 0: Bad configuration option: *", "bad option", (SILENT,)),
+        Form("Couldn't open logfile *", "no log", (SILENT,)),
+        # A connection that is shared.
+        Form("debug1: mux_client_request_session: master session id: *", "session", BEFORE_START),
+        Form("debug1: Requesting forwarding of *", "shared", (SILENT,)),
+        Form("mux_client_request_session: session request failed: *", "full", BEFORE_START),
+        Form("Control socket connect(*): *", "stale", (SILENT,)),
+        Form('debug1: Control socket "*" does not exist', "stale", (SILENT,)),
+        Form("mux_client_forward: forwarding request failed: *", "mux forward", BEFORE_START),
+        # Forwards.
+        Form("Error: remote port forwarding failed for listen port *", "port", BEFORE_START),
+        Form("Warning: remote port forwarding failed for listen port *", "port", BEFORE_START),
+        Form("channel_setup_fwd_listener_tcpip: cannot listen to port: *", "port", BEFORE_START),
+        Form("Error: remote port forwarding failed for listen path *", "foreign forward", BEFORE_START),
+        Form("Warning: remote port forwarding failed for listen path *", "foreign forward", BEFORE_START),
+        Form("unix_listener: *", "foreign forward", BEFORE_START),
+        Form("Could not request local forwarding.", "foreign forward", BEFORE_START),  # after what it was
+        Form("channel_setup_fwd_listener_tcpip: getaddrinfo(127.0.0.1): *", "family", BEFORE_START),
+        Form("connect_to 127.0.0.1: unknown host (*)", "family"),
+        Form("debug1: Remote: Server has disabled port forwarding.", "no forwarding", BEFORE_START),
+        Form(
+            'debug1: Remote: Forwarding listen address "*" overridden by server GatewayPorts',
+            "exposed",
+            BEFORE_START,
+        ),
+        # The session.
+        Form("debug1: Sending command: *", "session", (LOGGED_IN,)),
+        Form("PTY allocation request failed on channel *", "no terminal"),
+        Form("channel *: open failed: administratively prohibited: *", "no session", (LOGGED_IN,)),
+        Form("channel *: open failed: connect failed: open failed", "no session", (LOGGED_IN,)),
+        Form("channel *: open failed: administratively prohibited: *", "no opening", (STARTED,)),
+        Form("debug1: client_input_channel_req: channel * rtype exit-status reply *", "ended", (STARTED,)),
+        Form("debug1: client_input_channel_req: channel * rtype exit-signal reply *", "ended", (STARTED,)),
+        Form("debug1: Exit status *", "status", (STARTED,)),
+    )
+    # The same for what stands on stderr besides: a jump host's client, before the session.
+    aside_forms = (
+        Form("*@*: Permission denied (*).", "refused", BEFORE_LOGIN),
+        Form("Permission denied (*).", "refused", BEFORE_LOGIN),
+        Form("stdio forwarding failed", "jump failed", BEFORE_LOGIN),
+        Form("Host key verification failed.", "jump failed", BEFORE_LOGIN),
+    )
+    # Options that came with 8.7; an older ssh says so, and is asked again without.
+    modern = (
+        ("SessionType", "default"),
+        ("ForkAfterAuthentication", "no"),
+        ("StdinNull", "no"),
+        ("LogVerbose", "none"),
     )
 
-    @staticmethod
-    def defaults(request, lenient=False):
+    @classmethod
+    def read(cls, line, stage, aside=False):
+        """The event in a line, as :func:`event_in`.
+
+        :param aside: whether it came through stderr, where servers, jump hosts and kernels speak too
+        """
+        found = event_in(cls.aside_forms, line, stage)
+        if found and not any(set(" ()") & set(word) for word in found[1]):
+            return found
+        return None if aside else event_in(cls.forms, line, stage)
+
+    @classmethod
+    def check(cls, request):
+        """:raises Fatal: an ``-o`` that would take away what a launch needs"""
+        for name, _ in request.options:
+            if name.lower() in ("remotecommand", "sessiontype", "forkafterauthentication", "clearallforwardings"):
+                raise Fatal("-o {}: not with a launch; leave it out".format(name))
+
+    @classmethod
+    def defaults(cls, request, settings):
         """Options that stand after the user's own ``-o``, so that those win."""
-        compression = "yes" if request.role is CONTROLLER else "no"
         values = [
             # Known keys are checked. `no` would accept a changed one, and then refuse all forwards.
             ("StrictHostKeyChecking", "accept-new"),
-            # A kernel whose tunnel does not stand must not start. Lenient: when it was a forward of the
-            # user's own configuration that failed, which is none of our business.
-            ("ExitOnForwardFailure", "no" if lenient else "yes"),
+            # A kernel whose tunnel does not stand must not start; but a forward of the user's own
+            # configuration is not part of it.
+            ("ExitOnForwardFailure", "no" if settings.lenient else "yes"),
+            ("ClearAllForwardings", "no" if request.relay is None else "yes"),  # with "yes" ours would go too
             ("ConnectTimeout", str(CONNECT_SECONDS)),
             ("ServerAliveInterval", str(ALIVE_SECONDS)),
             ("ServerAliveCountMax", str(ALIVE_COUNT)),
@@ -471,19 +679,31 @@ class OpenSSH:
             ("RemoteCommand", "none"),
             # With a terminal the server hangs up on the kernel when the connection ends. Without one a
             # computing kernel stays, and keeps its licence.
-            ("RequestTTY", "force"),
+            ("RequestTTY", "force" if settings.terminal and request.relay is None else "no"),
             ("ForwardAgent", "yes"),
-            ("Compression", compression),
+            ("ForwardX11", "no"),  # a kernel shows no windows, and many servers refuse
+            ("Tunnel", "no"),  # the same for a network device
+            ("Compression", "yes" if request.role is CONTROLLER else "no"),
+            ("NumberOfPasswordPrompts", "1"),  # whoever is wrong three times is soon shut out
         ]
+        values += cls.modern if settings.modern else ()
+        values += [("AddressFamily", "any")] if settings.any_family else []
         if request.destination.password:
-            values.append(("NumberOfPasswordPrompts", "1"))
+            values += [("BatchMode", "no")]
+        elif not settings.asks:
+            values += [("BatchMode", "yes")]  # ssh would send an empty password
         return values
 
     @classmethod
-    def login(cls, request, extra=(), lenient=False):
-        """The arguments that say where and how to log in, but for the host: options, user, port."""
-        options = list(extra) + request.options + cls.defaults(request, lenient)
-        return cls.words(options, request.destination)
+    def login(cls, request, settings, extra=()):
+        """The arguments that say where and how to log in, but for the host: options, user, port.
+
+        :param extra: options that come even before the user's
+        """
+        share = [("ControlPath", settings.share or "none")] if settings.share or settings.own else []
+        return cls.words(
+            share + list(extra) + request.options + cls.defaults(request, settings), request.destination
+        )
 
     @staticmethod
     def words(options, there):
@@ -496,14 +716,16 @@ class OpenSSH:
         return arguments
 
     @classmethod
-    def arguments(cls, request, plan, extra=(), lenient=False):
+    def arguments(cls, request, plan, settings, log=None):
         """The client's arguments, all but its own name.
 
-        :param extra: options that come even before the user's
-        :param lenient: whether forwards of the user's configuration may fail
+        :param log: the file that takes its own words; without one they come with the server's and the kernel's
         """
-        login = cls.login(request, extra, lenient)
-        return ["-v"] + plan.forward_words + login + [request.destination.host, plan.command]
+        flags = ["-v"] + (["-E", log] if log else [])
+        if settings.share:
+            # Over a connection that has been made, never one of its own should that be full or gone.
+            flags += ["-o", "ProxyCommand=false"] + (["-F", os.devnull] if settings.lenient else [])
+        return flags + plan.forward_words + cls.login(request, settings) + [request.destination.host, plan.command]
 
 
 class Plink:
@@ -512,27 +734,46 @@ class Plink:
     kind = "plink"
     failure = 1
 
-    events = (
-        ("Connecting to ", "name"),
-        ("Starting local proxy command", "proxy"),
-        ("ssh-", "host key"),
-        ("Access granted", "login"),
-        ("Started a shell/command", "started"),
-        ("Received remote port ", "callback"),
-        ("Session sent command exit status ", "status"),
-        ("Session exited on ", "ended"),  # a signal
-        ("Main session channel closed", "ended"),
-        ("Remote port forwarding from ", "remote verdict"),
-        ("Local port ", "local verdict"),
-        ("Local IPv4 port ", "local verdict"),
-        ('unknown option "-pwfile"', "old plink"),
-        ("Remote side unexpectedly closed network connection", "dropped"),
-        ("Connection reset by peer", "dropped"),
+    # Lines of its event log, read in the sources of PuTTY 0.70 to 0.83.
+    forms = (
+        Form("Connecting to *", "name", (SILENT,)),
+        Form("Starting local proxy command: *", "proxy", (SILENT,)),
+        Form("ssh-*", "host key", (SILENT,)),
+        Form("ecdsa-sha2-*", "host key", (SILENT,)),
+        Form("Access granted", "login", BEFORE_LOGIN),
+        Form("Started a shell/command", "session", (LOGGED_IN,)),
+        Form("Server refused to allocate pty", "told no terminal", (LOGGED_IN,)),
+        Form("Forwarded connection refused by remote: Administratively prohibited*", "no opening", (STARTED,)),
+        Form("Session sent command exit status *", "status", (STARTED,)),
+        Form("Server sent command exit status *", "status", (STARTED,)),  # up to 0.70
+        Form("Session exited on *", "ended", (STARTED,)),  # a signal
+        Form("Server exited on signal *", "ended", (STARTED,)),
+        Form("Main session channel closed", "ended", (STARTED,)),
+        Form("Remote port forwarding from *:* refused*", "port", BEFORE_START),
+        Form("Local port *:* forwarding to * failed: *", "port", BEFORE_START),
+        Form("Local IPv4 port *:* forwarding to * failed: *", "port", BEFORE_START),
+        Form("Remote debug message: Server has disabled port forwarding.", "no forwarding", BEFORE_START),
+        Form(
+            'Remote debug message: Forwarding listen address "*" overridden by server GatewayPorts',
+            "exposed",
+            BEFORE_START,
+        ),
+        Form('plink: unknown option "-pwfile"', "old plink", (SILENT,)),
+        Form("Remote side unexpectedly closed network connection", "dropped", (SILENT,)),
+        Form("FATAL ERROR: Server unexpectedly closed network connection", "dropped", (SILENT,)),
+        Form("FATAL ERROR: Remote side unexpectedly closed network connection", "dropped", (SILENT,)),
+        Form("FATAL ERROR: Network error: Connection reset by peer", "dropped", (SILENT,)),
+        Form("FATAL ERROR: Connection reset by peer", "dropped", (SILENT,)),
     )
 
     # The options of OpenSSH that plink has in its own words: flag for a value, or flag for yes and no.
     translated = {"port": "-P", "user": "-l", "identityfile": "-i"}
     switches = {"compression": ("-C", None), "forwardagent": ("-A", "-a")}
+
+    @classmethod
+    def read(cls, line, stage, aside=False):
+        """The event in a line, as :func:`event_in`; plink has one stream for all that it says."""
+        return event_in(cls.forms, line, stage)
 
     @classmethod
     def check(cls, request):
@@ -561,7 +802,7 @@ class Plink:
         there = request.destination
         # -batch: without it an unanswered prompt ends with exit code 0. -t: as RequestTTY for OpenSSH.
         # Compression costs plink more than it can gain, so it takes an option to have it.
-        arguments = ["-batch", "-v", "-ssh", "-x", "-t"]
+        arguments = ["-batch", "-v", "-ssh", "-x", "-t" if request.relay is None else "-T"]
         arguments += ["-auto_store_key_in_cache"] if "quest" in program.lower() else []
         for name, (yes, no) in sorted(cls.switches.items()):
             chosen = (request.option(name) or ("yes" if name == "forwardagent" else "no")).lower()
@@ -587,20 +828,22 @@ def client_environment(environ):
     return environment
 
 
-def is_password_prompt(prompt, user, host, alone):
+def is_password_prompt(prompt, user, host, alone, prefixed=True):
     """Whether ssh asks for the password of this very login, and for nothing else.
 
     :param user: whom ssh logs in
     :param host: the host as ssh knows it, aliases resolved
     :param alone: whether no jump host could be the one that asks
+    :param prefixed: whether this ssh is known to say who asks
 
     OpenSSH writes ``user@host's password: `` for password authentication, cut to 30 and 128 characters
-    (sshconnect2.c), and puts ``(user@host) `` before what the server asks for keyboard-interactive since
-    8.4. Without that prefix a server's own prompt is only trusted when nobody else can ask.
+    (sshconnect2.c), and puts ``(user@host) `` before what the server asks for keyboard-interactive, since
+    8.5. Where that prefix may be missing, any server could ask in these words: then it is only trusted when
+    nobody else can ask.
     """
     prompt = prompt.strip()
     if prompt == "{}@{}'s password:".format(user[:30], host[:128]):
-        return True
+        return alone or prefixed
     prefix = "({}@{}) ".format(user, host)
     if prompt.startswith(prefix):
         prompt = prompt[len(prefix) :]
@@ -641,43 +884,100 @@ def rewritten(name, ports):
     return ",".join(parts)
 
 
+class Names:
+    """What the two sides are told for each other's link names. Pure: no sockets, no clock.
+
+    :param main: the texts that name the main link itself; they stay as they are
+    :param pairs: the ports that take the place of those in the first names, in this order
+    """
+
+    def __init__(self, main, pairs):
+        self.main, self.pairs = tuple(main), list(pairs)
+        self.given = {}  # name: what is told for it
+        self.short = []  # names that were too short to be replaced
+
+    def replace(self, text):
+        """What is told for a link name; None for one that has to stay as it is."""
+        if text in self.main or text in self.given or self.finished:
+            return self.given.get(text)
+        told = rewritten(text, self.pairs[len(self.given)])
+        if told is None:
+            self.short += [] if text in self.short else [text]
+            return None
+        self.given[text] = told
+        return told
+
+    def target(self, position):
+        """Where the link leads whose channel came in at one of the ports.
+
+        :param position: the port's place among all of the pairs
+        :returns: host and port; None when nobody has been told that port yet
+        """
+        names = list(self.given)
+        if position // 2 >= len(names):
+            return None
+        name = LinkName.parse(names[position // 2])
+        return (name.message_host, name.message_port) if position % 2 else (name.data_host, name.data_port)
+
+    @property
+    def finished(self):
+        """Whether no name can be replaced any more."""
+        return len(self.given) == len(self.pairs)
+
+
 class NameReplacer:
     """Replaces link names in a stream of bytes, one chunk after the other, at equal length.
 
     :param replace: called with the text of a link name, returns what to put there, or None
 
-    A name is replaced only if it is certain where it begins and ends. Strings travel in the data channel
-    as plain ASCII with their length before them, so nothing else may change.
+    Strings travel in the data channel as ``~``, their length, their bytes: below 64 the length is one byte
+    0x40 + n, from there on decimal digits and a blank (measured, WSTP revision 48). A string whose length is told
+    is a name as a whole or not at all. The beginning of what may become a name is held back: where a length
+    stands before it, if that fits; where none does, as with a library that writes strings in another way, unless
+    it follows a blank, a colon or a letter, which leaves the numbers of the greeting alone.
     """
+
+    LONGEST = 2 * (5 + 1 + 255) + 1  # bytes of a name
+    HISTORY = 1024  # how far back is looked for the string in which a text stands
 
     def __init__(self, replace):
         import re
 
         self.replace = replace
         self.held = b""
-        self.before = b""  # the byte that went on last
+        self.before = b""  # the bytes that went on last
         host = rb"[0-9A-Za-z.:_%-]"
-        end = rb"(\d{1,5}@" + host + rb"{1,255})"
+        end = rb"\d{1,5}@" + host + rb"{1,255}"
         # The byte before may be a length or a quote; with a digit, a dot or a comma it is no beginning.
         start = rb"(?<![0-9.,])"
-        self.name = re.compile(start + end + rb"," + end + rb"(?=[^0-9A-Za-z.:_%@,-])")
+        self.start = re.compile(start + rb"\d{1,5}@")
+        self.whole = re.compile(end + rb"," + end)
+        self.alone = re.compile(self.whole.pattern + rb"(?=[^0-9A-Za-z.:_%@,-])")
         # The beginning of a name, or a name of which it is not certain that it ends here.
         part = host + rb"{0,255}"
         self.beginning = re.compile(start + rb"\d{1,5}(@" + part + rb"(,(\d{1,5}(@" + part + rb")?)?)?)?\Z")
+        self.mark = re.compile(rb"~(?:[@-\x7f]|\d{2,9} )")
+
+    @property
+    def is_certain(self):
+        """Whether what is held is the beginning of a string of which more has to come."""
+        return bool(self.held) and length_before(self.before, len(self.before)) is not None
 
     def feed(self, data):
         """Take the next bytes; return those that can go on. The rest waits for more, or for :meth:`flush`."""
         first = len(self.before)
         data = self.before + self.held + bytes(data)
         done, position = [], first
-        name = self.name.search(data, first) if b"@" in data else None
-        while name:
-            done += [data[position : name.start()], self._substitute(name)]
-            position = name.end()
-            name = self.name.search(data, position)
-        # A name has at most 2 * (5 + 1 + 255) + 1 bytes, so no beginning lies further back.
-        held = self.beginning.search(data, max(position, len(data) - 523))
-        end = held.start() if held else len(data)
+        found = self.start.search(data, first) if b"@" in data else None
+        while found:
+            text = self._name_at(data, found.start())
+            if text:
+                done += [data[position : found.start()], self._told(text)]
+                position = found.start() + len(text)
+            found = self.start.search(data, max(found.end(), position))
+        # No beginning lies further back than a name is long.
+        tail = self.beginning.search(data, max(position, len(data) - self.LONGEST))
+        end = tail.start() if tail and self._may_go_on(data, tail.start()) else len(data)
         self.held = data[end:]
         return self._passed(b"".join(done) + data[position:end])
 
@@ -687,136 +987,540 @@ class NameReplacer:
         return self._passed(data)
 
     def _passed(self, data):
-        self.before = data[-1:] or self.before
+        self.before = (self.before + data)[-self.HISTORY :]
         return data
 
-    def _substitute(self, match):
-        text = match.group().decode("ascii")
+    def _name_at(self, data, position):
+        """The name that stands in ``data`` at ``position``; None for none, or for one that is not all there."""
+        length = length_before(data, position)
+        if length is not None:
+            text = data[position : position + length]
+            return text if len(text) == length and self.whole.fullmatch(text) else None
+        match = self.alone.match(data, position)
+        return match.group() if match and not self._within(data, position) else None
+
+    def _within(self, data, position):
+        """Whether ``position`` lies within a string whose length is told."""
+        near = max(0, position - self.HISTORY)
+        for mark in self.mark.finditer(data, near, position):
+            if mark.end() + length_before(data, mark.end()) > position:
+                return True
+        return False
+
+    def _may_go_on(self, data, position):
+        """Whether the beginning of a name that ``data`` ends with may become a whole one."""
+        text, length = data[position:], length_before(data, position)
+        if length is not None:
+            return len(text) + missing(text) <= length <= self.LONGEST and len(text) < length
+        ordinary = data[position - 1 : position].isalpha() or data[position - 1 : position] in (b" ", b":")
+        return (len(text) > 3 or not ordinary) and not self._within(data, position)
+
+    def _told(self, name):
+        text = name.decode("ascii")
         try:
             LinkName.parse(text)
         except Fatal:
-            return match.group()
+            return name
         return (self.replace(text) or text).encode("ascii")
 
 
-# What the client or the remote shell says when a launch fails (a regular expression), what that means,
-# and what to try next. The first that is found counts, so the more specific stand first.
+def missing(beginning):
+    """How many bytes the beginning of a link name lacks at least."""
+    one, comma, other = beginning.partition(b",")
+    ends = [part if b"@" not in part else part.partition(b"@")[2] for part in (one, other)]
+    lacks = [
+        3 if not part else 2 if b"@" not in part else 0 if end else 1 for part, end in zip((one, other), ends)
+    ]
+    return sum(lacks) + (0 if comma else 1)
+
+
+def length_before(data, position):
+    """The length that stands before a string in the data channel; None where none does."""
+    if position >= 2 and data[position - 2] == 0x7E and 0x40 <= data[position - 1] < 0x80:
+        return data[position - 1] - 0x40
+    if position >= 4 and data[position - 1] == 0x20:
+        digits = data[max(0, position - 11) : position - 1].rpartition(b"~")
+        if digits[1] and digits[2].isdigit():
+            return int(digits[2])
+    return None
+
+
+# ----------------------------------------------------------------------------------- tries: facts, verdicts
+
+# What may come between a try and a kernel that runs. Of several the one that stands first here counts: what
+# it says is the more certain.
+OBSTACLES = (
+    "refused",
+    "jump failed",
+    "no session",
+    "no forwarding",
+    "no opening",
+    "old plink",
+    "no log",
+    "bad option",
+    "held",
+    "port",
+    "foreign forward",
+)
+OBSTACLES += ("family", "no terminal", "stale", "full", "dropped")
+ENDS_ITSELF = (
+    "refused",
+    "jump failed",
+    "old plink",
+    "no log",
+    "bad option",
+    "dropped",
+)  # with these a client does
+
+
+class Facts:
+    """What one try has found out: data only."""
+
+    def __init__(self):
+        self.stage = SILENT
+        self.connected = False  # the kernel has
+        self.ended = False  # the kernel has
+        self.status = None  # the kernel's exit code
+        self.code = None  # the client's
+        self.shared = False  # the client shares a connection that was there
+        self.proxy = False  # others may speak before the server does
+        self.exposed = False  # the server opens the forwarded ports to its network
+        self.lost = False  # the front end has closed the main link, or has died, and the kernel goes on
+        self.version = (0,)  # OpenSSH's
+        self.obstacle = self.evidence = None  # one of OBSTACLES, and the line that says so
+        self.stopped_by = None  # why the try was ended: the first reason
+        self.killed = False  # whether the client was, so that its code means nothing
+        self.said, self.notes = [], []  # the client's messages and debug notes: the last ones of each
+        self.aside, self.printed = [], []  # what servers and jump hosts said; what the kernel printed
+
+    def meet(self, obstacle, evidence):
+        """Note an obstacle, unless a more certain one is known."""
+        if self.obstacle is None or OBSTACLES.index(obstacle) < OBSTACLES.index(self.obstacle):
+            self.obstacle, self.evidence = obstacle, evidence
+
+    @property
+    def kernel_ended(self):
+        """Whether the kernel's end ended the launch. A client that shares a connection tells by its code, which
+        is 255 when the connection is lost."""
+        over_shared = self.shared and self.stage == STARTED and not self.killed
+        return self.ended or (over_shared and self.code not in (None, 255))
+
+    @property
+    def kernel_code(self):
+        """The kernel's exit code; None when it is not known, as of a client that had to be ended. One that ended
+        by itself with another code than it had told has lost the connection, and maybe data, after that."""
+        if self.code is not None and not self.killed and self.kernel_ended:
+            return self.code
+        return self.status
+
+
+STAGES = {"proxy": ANSWERED, "host key": ANSWERED, "login": LOGGED_IN, "shared": LOGGED_IN, "session": STARTED}
+
+
+def note(facts, settings, plan, event, words, line):
+    """Take an event of the client's into ``facts``.
+
+    :param plan: says which ports are the launch's own
+    """
+    facts.stage = max(facts.stage, STAGES.get(event, SILENT))
+    if facts.stage >= LOGGED_IN and facts.obstacle in ("refused", "jump failed", "dropped"):
+        facts.obstacle = facts.evidence = None  # said by somebody else
+    if event in ("ended", "proxy", "exposed"):
+        setattr(facts, event, True)
+    elif event == "status":
+        number = parse_number(words[0])  # ssh writes -1 where it has heard of none
+        facts.status, facts.ended = number, facts.ended or number is not None
+    elif event == "version":
+        facts.version = version_of_openssh(words[0])
+    elif event == "shared":
+        facts.shared = True
+    obstacle = obstacle_in(settings, plan, event, words)
+    if obstacle and not facts.connected:
+        facts.meet(obstacle, line)
+
+
+def obstacle_in(settings, plan, event, words):
+    """The obstacle that an event is for a try with these settings; None for none."""
+    if event in ("port", "mux forward"):
+        number = (
+            parse_port(words[event == "port" and len(words) > 2].rpartition(" ")[2].rstrip(".")) if words else None
+        )
+        nameless = number is None and event == "mux forward" and settings.share  # names none of ours, as it does
+        event = "port" if plan.owns(number) or (number is None and not nameless) else "foreign forward"
+    applies = {
+        "foreign forward": not settings.lenient,
+        "stale": settings.share,
+        "no terminal": settings.terminal,
+        "no opening": not plan.pairs and any(forward.flag == "-L" for forward in plan.forwards),
+        "bad option": words and words[0].lower() in [name.lower() for name, _ in OpenSSH.modern],
+    }
+    return event if event in OBSTACLES and applies.get(event, True) else None
+
+
+def version_of_openssh(text):
+    """``9.2p1 Debian-2, ...`` as ``(9, 2)``; ``(0,)`` where it says something else."""
+    major, _, rest = text.partition(".")
+    numbers = parse_number(major), parse_number(rest[:1])
+    return (0,) if None in numbers else numbers
+
+
+class Next:
+    """Another try: its settings, how long to wait before it (seconds), and why, for the log."""
+
+    __slots__ = ("settings", "why", "pause")
+
+    def __init__(self, settings, why, pause=0.0):
+        self.settings, self.why, self.pause = settings, why, pause
+
+
+def after(facts, settings):
+    """What follows a try.
+
+    :returns: a :class:`Next`, whose ports are None for another block; None when the launch is over
+    """
+    rule = RULES.get(facts.obstacle)
+    over = facts.stopped_by not in (None, "obstacle") or (facts.kernel_ended and facts.obstacle != "no terminal")
+    return rule(settings, facts) if rule and not over else None
+
+
+def once(name, value, why, **more):
+    """A rule that changes one setting, if that has not been done before."""
+
+    def rule(settings, facts):
+        if getattr(settings, name) == value:
+            return None
+        return Next(settings.but(**dict(more, **{name: value})), why)
+
+    return rule
+
+
+def another_block(why):
+    def rule(settings, facts):
+        if settings.block == TRIES:
+            return None
+        return Next(settings.but(ports=None, block=settings.block + 1), why)
+
+    return rule
+
+
+def try_again_later(settings, facts):
+    """The server closes connections before a login when too many wait for one."""
+    if settings.drops >= TRIES - 1:
+        return None
+    pause = 0.2 * 2**settings.drops
+    return Next(settings.but(drops=settings.drops + 1), "the server closed the connection before the login", pause)
+
+
+def another_connection(why):
+    """A shared one again, but for the last try."""
+
+    def rule(settings, facts):
+        if settings.drops >= TRIES:
+            return None
+        more = settings.drops < TRIES - 1
+        return Next(settings.but(share="" if more else None, drops=settings.drops + 1), why)
+
+    return rule
+
+
+def full(settings, facts):
+    """A connection takes no further session: one of ours, or one of the user's."""
+    why = "the shared connection takes no further kernel"
+    rule = another_connection(why) if settings.share else once("own", True, why)
+    return rule(settings, facts)
+
+
+RULES = {
+    "no log": once("separate", False, "this ssh cannot write where it is told"),
+    "bad option": once("modern", False, "this ssh is older than OpenSSH 8.7"),
+    "held": another_block("a port that the kernel would listen on is in use on its machine"),
+    "port": another_block("forwards were refused"),
+    "foreign forward": once("lenient", True, "a forward of the ssh configuration failed: without regard to it"),
+    "family": once("any_family", True, "AddressFamily of the ssh configuration leaves out 127.0.0.1: any, then"),
+    # Other ports too: the server may have run the kernel all the same, and that must not get the links.
+    "no terminal": once(
+        "terminal",
+        False,
+        NO_TERMINAL,
+        guarded=False,
+        ports=None,
+    ),
+    "stale": another_connection("the shared connection is gone"),
+    "full": full,
+    "dropped": try_again_later,
+}
+
+
+CHECK_LOGIN = "check user, password and keys (password-less login needs a key that the server knows): {by_hand}"
+
+# What a client says when a launch fails (a regular expression that its whole message has to match), what that
+# means, and what to try next. The first that is found counts, so the more specific stand first.
 DIAGNOSES = (
     (
-        r"REMOTE HOST IDENTIFICATION HAS CHANGED|POTENTIAL SECURITY BREACH|host key does not match",
+        r"@\s+WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\s+@|WARNING - POTENTIAL SECURITY BREACH!"
+        r"|(?:\S+ h|H)ost key for \S+ has changed and you have requested strict checking\."
+        r"|(?:FATAL ERROR: )?Host key (?:not|did not appear) in manually configured list",
         "the host key of {host} has changed: this may be another machine, or an attack",
         "if the change is known to be right, remove the old key with"
         " `ssh-keygen -R {host}` (PuTTY: connect once with putty) and try again",
     ),
     (
-        r"host key is not cached|No \S+ host key is known|host key (?:is )?not (?:in|manually)",
+        r"The (?:server's )?host key is not cached.*|No \S+ host key is known for \S+ and .*"
+        r"|(?:FATAL ERROR: )?Cannot confirm a host key in batch mode",
         "the host key of {host} is unknown{fingerprint}",
         "check it, then accept it once by hand: {by_hand}",
     ),
     (
-        r"Host key verification failed",
+        r"Host key verification failed\.",
         "the host key of {host} was refused",
         "connect once by hand: {by_hand}",
     ),
     (
-        r"Could not resolve hostname|Name or service not known|[Hh]ost does not exist|nodename nor servname",
+        r"\S+: Could not resolve host.*"
+        r"|(?:FATAL ERROR: |\S+: )?(?:Unable to open connection:.*)?[Hh]ost does not exist"
+        r"|(?:Unable to open connection: ?)?(?:Name or service not known|nodename nor servname.*"
+        r"|Temporary failure in name resolution|No address associated with hostname|Host not found)",
         "no machine named {host} is known here",
         "check the name, or its Host entry in ~/.ssh/config",
     ),
     (
-        r"unsupported option \"accept-new\"|Bad configuration option: remotecommand",
+        r"command-line:? line 0: unsupported option \"accept-new\".*|.*Bad configuration option: remotecommand",
         "this ssh is older than OpenSSH 7.6",
         "install a newer one and name it with --client or TUNNEL_SSH",
     ),
     (
-        r"Bad configuration option|[Uu]nsupported option|line 0: |Bad owner or permissions|unknown option",
-        "the client rejected its options",
-        "check -o and ~/.ssh/config: {last}",
+        r'plink: unknown option "-pwfile"',
+        "this plink is older than 0.77, and would need the password in its arguments, where all can read it",
+        "install a newer PuTTY, or log in with a key",
     ),
     (
-        r"Connection refused",
+        r"\S+ line \d+: (?:[Bb]ad|[Uu]nsupported|[Mm]issing|[Gg]arbage|[Ii]nvalid|no argument|extra arguments) .*"
+        r"|Bad owner or permissions on .*|plink: (?:unknown )?option .*|command-line:? line 0: .*"
+        r"|.*: terminating, \d+ bad configuration options",
+        "the client rejected its options",
+        "check -o and ~/.ssh/config: {found}",
+    ),
+    (
+        r"ssh: connect to host \S+ port \S+: Connection refused"
+        r"|FATAL ERROR: (?:Network error: )?Connection refused",
         "{host} refused the connection: no SSH server listens there",
         "check the port, and that the SSH server runs",
     ),
     (
-        r"timed out|Timeout while|Connection timeout",
-        "{host} did not answer within {seconds} s",
+        r"ssh: connect to host \S+ port \S+: (?:Connection|Operation) timed out"
+        r"|FATAL ERROR: (?:Network error: )?Connection timed out|Connection timed out during banner exchange"
+        r"|(?:banner exchange: )?Connection to \S+ port \d+(?: timed out|: Connection timed out)",
+        "{host} did not answer{seconds}",
         "check the name, the port, firewalls and VPN; -o ConnectTimeout=60 waits longer",
     ),
     (
-        r"No route to host|Network is unreachable|Network is down",
+        r"ssh: connect to host \S+ port \S+: (?:No route to host|(?:Network|Host) is (?:unreachable|down))"
+        r"|FATAL ERROR: (?:Network error: )?(?:No route to host|(?:Network|Host) is (?:unreachable|down))",
         "there is no route to {host}",
         "check the network, VPN or jump host",
     ),
     (
-        r"Too many authentication failures",
+        r"Received disconnect from \S+ port \d+:\d+: Too many authentication failures"
+        r"|Disconnecting .*: Too many authentication failures|\"Too many authentication failures\"",
         "{host} ended the login after too many keys were offered",
         "name the right key with IdentityFile and set IdentitiesOnly=yes",
     ),
     (
-        r"Unable to negotiate|no matching .* found|Couldn't agree",
+        r"Unable to negotiate with .*|no matching .* found.*|(?:FATAL ERROR: )?Couldn't agree an? .*",
         "client and server share no algorithm",
-        "update one of them: {last}",
+        "update one of them: {found}",
     ),
     (
-        r"Permission denied \((?P<methods>[^)]*)\)|server sent: (?P<sent>[^)]*)\)|Access denied"
-        r"|Cannot (?:answer|confirm)|password was not accepted|Permission denied, please",
+        r"(?:\S+@\S+: )?Permission denied \((?P<methods>[^)]*)\)\.|(?:FATAL ERROR: |Disconnected: )?No supported"
+        r" authentication methods available \(server sent: (?P<sent>[^)]*)\)|Access denied"
+        r"|(?:FATAL ERROR: )?(?:Configured password was not accepted"
+        r"|Cannot answer interactive prompts in batch mode|Unable to authenticate)"
+        r"|Disconnected: Unable to authenticate",
         "{host} refused the login{methods}",
-        "check user, password and keys (password-less login needs a key that the server knows): {by_hand}",
+        CHECK_LOGIN,
     ),
+    (r"Permission denied, please try again\.", "{host} refused the login", CHECK_LOGIN),
     (
-        r"exchange_identification|Remote side unexpectedly closed|Connection reset by|Connection closed by",
+        r"(?:kex|ssh)_exchange_identification: (?:Connection closed by remote host|read: .*|No banner received)"
+        r"|(?:FATAL ERROR: )?(?:Remote side|Server) unexpectedly closed .*"
+        r"|Connection (?:closed|reset) by .*|FATAL ERROR: (?:Network error: )?Connection reset by peer",
         "{host} closed the connection before the login",
         "it may be overloaded (MaxStartups), or refuse this machine; try again later",
     ),
 )
 
-# The same for a kernel that ended before it called back, from its exit code and what it printed.
-KERNEL_DIAGNOSES = (
+# The same for what a jump host's client says.
+JUMP_DIAGNOSES = (
     (
-        r"(?i)no valid password|licen[sc]e|activat",
-        "the kernel {kernel} found no licence",
-        "activate it on {host}, or free a licence: {said}",
-    ),
-    (
-        r"(?i)No such file|not found|not recognized|cannot find the (?:path|file)|code=127\b",
-        "there is no kernel {kernel} on {host}",
-        "check the path with: {by_hand}",
-    ),
-    (
-        r"(?i)Permission denied|cannot execute|Exec format error|is a directory|code=126\b",
-        "{kernel} on {host} cannot be executed",
-        "check the path and its permissions with: {by_hand}",
-    ),
-    (
-        r"",
-        "the kernel {kernel} ended before it called back{code}",
-        "run it by hand: {by_hand}",
+        r"channel \d+: open failed: (?:connect failed|administratively prohibited): .*|stdio forwarding failed",
+        "the jump host does not reach {host} ({found})",
+        "check the name, the port, and that the SSH server runs there",
     ),
 )
 
+# The same for a kernel that ended before it called back, from its exit code and what it printed: the code is
+# asked first, since words can stand in a path, too.
+KERNEL_CODES = {
+    127: ("there is no kernel {kernel} on {host}", "check the path with: {by_hand}"),
+    126: ("{kernel} on {host} cannot be executed", "check the path and its permissions with: {by_hand}"),
+}
+LICENCE_DIAGNOSES = (
+    (
+        r".*\b(?:no valid password|valid password|licen[sc]e|not activated|activation)\b.*",
+        "the kernel {kernel} found no licence",
+        "activate it on {host}, or free a licence: {said}",
+    ),
+)
+# Shells whose exit code does not tell (csh, cmd.exe) say it in a line that names the path.
+SHELL_DIAGNOSES = (
+    (r".*(?:No such file or directory|Command not found|not recognized as|cannot find).*", *KERNEL_CODES[127]),
+    (r".*(?:Permission denied|cannot execute|Exec format error|is a directory)\.?", *KERNEL_CODES[126]),
+)
 
-def diagnose(table, text, facts):
+
+def diagnose(table, lines, words, any_case=False):
     """Explain a failure.
 
     :param table: rows of pattern, meaning, advice
-    :param text: what was said, lines joined
-    :param facts: a dict for the words in braces
+    :param lines: what was said
+    :param words: a dict for the words in braces
     :returns: one line, or None when no row fits
     """
     import re
 
+    flags = re.IGNORECASE if any_case else 0
     for pattern, what, advice in table:
-        match = re.search(pattern, text)
-        if match:
-            facts = dict(facts)
-            groups = match.groupdict()
-            methods = groups.get("methods") or groups.get("sent")
-            facts["methods"] = " (it offers: {})".format(methods) if methods else ""
-            key = re.search(r"(?:SHA256:|ssh-\S+ \d+ )\S+", text)
-            facts["fingerprint"] = " ({})".format(key.group()) if key else ""
-            return "{}; {}".format(what.format(**facts), advice.format(**facts))
+        for line in lines:
+            match = re.match("(?:{})$".format(pattern), line.strip(), flags)
+            if match:
+                groups = match.groupdict()
+                methods = groups.get("methods") or groups.get("sent")
+                key = re.search(r"(?:SHA256:|ssh-\S+ \d+ )\S+", "\n".join(lines))
+                words = dict(
+                    words,
+                    found=line.strip(),
+                    methods=" (it offers: {})".format(methods) if methods else "",
+                    fingerprint=" ({})".format(key.group()) if key else "",
+                )
+                return "{}; {}".format(what, advice).format(**words)
     return None
+
+
+def verdict(dialect, facts, signal=None):
+    """The exit code of a launch.
+
+    :param dialect: the client's, which knows how it fails
+    :param signal: the number of the signal that ended the launcher, if one did
+    """
+    if signal:
+        return 128 + signal
+    if facts.stopped_by == "checked":
+        return 0
+    if facts.stopped_by == "front end gone":
+        return 128 + 1  # the kernel has been hung up on
+    if facts.kernel_ended:
+        code = facts.kernel_code
+        return dialect.failure if code is None else code if code or facts.connected else 1
+    return dialect.failure if facts.killed else facts.code or 1
+
+
+def explain(launch, facts, settings, request=None):
+    """Why a launch has failed, and what to try next: one line, from what its last try has found out.
+
+    :param launch: for its client, and how long it has waited
+    :param request: another than the launch's own
+    """
+    request = request or launch.request
+    program = "ssh" if launch.dialect is OpenSSH else os.path.basename(launch.program)
+    by_hand = printable(
+        [program]
+        + (
+            ["-p" if launch.dialect is OpenSSH else "-P", str(request.destination.port)]
+            if request.destination.port
+            else []
+        )
+        + (["-l", request.destination.user] if request.destination.user else [])
+        + [request.destination.host, request.kernel.quoted]
+    )
+    words = {
+        "host": request.destination.host,
+        "kernel": request.kernel.path,
+        "by_hand": by_hand,
+        "seconds": " within {} s".format(launch.connect_seconds) if launch.connect_seconds else "",
+        "said": (facts.printed or [""])[-1].strip(),
+    }
+    why = explain_kernel(facts, words) or explain_connection(launch.dialect, facts, settings, words)
+    return "launching {} on {}: {}".format(request.role, request.destination, why)
+
+
+def explain_kernel(facts, words):
+    """What became of a kernel that had been started; None where none had."""
+    if facts.stopped_by == "no kernel":
+        return "the kernel has not called back within {} s; run it by hand: {}".format(
+            CALLBACK_SECONDS, words["by_hand"]
+        )
+    if facts.obstacle in EXPLAINED or facts.stage < STARTED:
+        return None
+    if facts.stopped_by == "links held" and facts.connected:
+        return "the kernel has ended; its exit code is not known, since the front end keeps its links open"
+    if not facts.kernel_ended:
+        last = (["it said nothing"] + facts.printed + facts.said)[-1]
+        return "the connection was lost ({}); the kernel has been hung up on".format(last.strip())
+    code = facts.kernel_code
+    if code in KERNEL_CODES:
+        return "; ".join(KERNEL_CODES[code]).format(**words)
+    last = ", with exit code {}".format(code) if code is not None else ""
+    path = words["kernel"]  # which may hold any words
+    about = [line for line in facts.printed if path in line or "\\" in path]  # cmd.exe does not name it
+    about = [line.replace(path, "") for line in about if code in (None, 1, 9009)]
+    printed = [line.replace(path, "") for line in facts.printed]
+    found = diagnose(SHELL_DIAGNOSES, about, words, any_case=True)
+    return (
+        found
+        or diagnose(LICENCE_DIAGNOSES, printed, words, any_case=True)
+        or (
+            "the kernel {kernel} ended before it called back{code}; run it by hand: {by_hand}".format(
+                code=last, **words
+            )
+        )
+    )
+
+
+# What an obstacle means to which there is no further try.
+EXPLAINED = {
+    "no forwarding": "the server forwards no ports; use --relay, which needs none, or set AllowTcpForwarding"
+    " yes in its sshd_config",
+    "port": "{blocks} blocks of ports were refused ({evidence}); if the server forbids forwarding, use"
+    " --relay, which needs none, or set AllowTcpForwarding yes in its sshd_config",
+    "held": "{blocks} blocks of ports were tried, and each had one in use on the kernel machine ({evidence})",
+    "family": "AddressFamily leaves out the loopback address 127.0.0.1, where links are; take the option away",
+    "no session": "the server allows no session on this connection (MaxSessions in its sshd_config)",
+    "no opening": "the server lets nobody reach its loopback, where kernels up to 11.0 listen; use --relay, which"
+    " needs no forwards, or set AllowTcpForwarding yes and PermitOpen any in its sshd_config",
+    "no terminal": "the server allows no terminal, and the kernel was not run ({evidence})",
+}
+
+
+def explain_connection(dialect, facts, settings, words):
+    """Why no kernel was started."""
+    if facts.obstacle in EXPLAINED:
+        return EXPLAINED[facts.obstacle].format(blocks=settings.block, evidence=(facts.evidence or "").strip())
+    if facts.stopped_by == "no answer":
+        return "{host} did not answer{seconds}; check the name, the port, firewalls and VPN;".format(**words) + (
+            " -o ConnectTimeout=60 waits longer"
+        )
+    if facts.stopped_by == "no login":
+        return "the login on {host} did not come to an end within {} s; try: {by_hand}".format(
+            LOGIN_SECONDS, **words
+        )
+    said = facts.said + (facts.aside if facts.proxy or not facts.said else [])
+    notes = [line.partition("debug1: ")[2] for line in facts.notes if " line " not in line]
+    found = diagnose(JUMP_DIAGNOSES, facts.aside, words) if facts.proxy else None
+    found = found or diagnose(DIAGNOSES, said, words) or diagnose(DIAGNOSES, notes, words)
+    last = (["it said nothing"] + facts.printed + said)[-1].strip()
+    return found or "{} failed with exit code {}: {}; try: {}".format(
+        dialect.kind, facts.code, last, words["by_hand"]
+    )
 
 
 # ----------------------------------------------------------------------------------------------- world
@@ -830,6 +1534,22 @@ def say(text):
             sys.stderr.flush()
         except OSError:
             pass  # whoever was to read it has gone
+
+
+def show(text):
+    """Print what was asked for; where it has nowhere to go, that is no failure.
+
+    :returns: 0
+    """
+    try:
+        if sys.stdout:
+            encoding = sys.stdout.encoding or "utf-8"
+            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            sys.stdout.flush()
+    except OSError:
+        # What is left in the buffer must not fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def find_client(name, environ):
@@ -915,11 +1635,13 @@ def private_folder(environ):
 class Log:
     """The log of one launch: all that a user of a front end has. Never fails once it is open.
 
-    Each line goes out at once, since the launcher may be ended at any moment.
+    Each line goes out at once, since the launcher may be ended at any moment. Of what others say only so much
+    is kept that no kernel and no server can fill a disk.
     """
 
     def __init__(self, folder, script, environ):
         self.path, self.descriptor = None, None
+        self.room = {}  # who speaks: how many bytes of it there is still room for
         now = time.time()
         day = time.strftime("%Y-%m-%d", time.localtime(now))
         name = "{}_{}_{}".format(script, time.strftime("%Y-%m-%d-%H%M%S", time.localtime(now)), os.getpid())
@@ -942,16 +1664,26 @@ class Log:
         except FileExistsError:
             if not WINDOWS and os.stat(folder).st_mode & 0o077:
                 os.chmod(folder, 0o700)
-        for number in range(1, 1000):
-            path = os.path.join(folder, name + ("_{}".format(number) if number > 1 else "") + ".log")
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        number, path = 1, os.path.join(folder, name + ".log")
+        while self.descriptor is None:
             try:
                 self.descriptor = os.open(path, flags, 0o600)
             except FileExistsError:
-                continue
-            self.path = path
-            return
-        raise FileExistsError(17, "a thousand logs of this second exist")
+                number += 1
+                path = os.path.join(folder, "{}_{}.log".format(name, number))
+        self.path = path
+
+    @classmethod
+    def at(cls, path):
+        """A log that another launch has begun."""
+        log = cls.__new__(cls)
+        log.path, log.room = path, {}
+        try:
+            log.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        except OSError:
+            log.descriptor = None
+        return log
 
     def write(self, text):
         """Write a line. A full disk ends the log, not the launch."""
@@ -963,6 +1695,15 @@ class Log:
         except OSError as error:
             self.descriptor = None
             say("the log {} ends here: {}".format(self.path, error.strerror))
+
+    def quote(self, who, line):
+        """Write a line that somebody else has said, while there is room for it."""
+        room = self.room.get(who, LOG_BYTES)
+        self.room[who] = room - len(line) - len(who)
+        if self.room[who] > 0:
+            self.write("{}: {}".format(who, line))
+        elif room > 0:
+            self.write("{}: ... what comes from here on is not logged".format(who))
 
 
 class Loop:
@@ -991,8 +1732,10 @@ class Loop:
         wait = None
         if self.timers:
             wait = max(0, min(self.timers)[0] - time.monotonic())
-        readable, writable, _ = self.select(list(self.readers), list(self.writers), [], wait)
-        for ready, actions in ((writable, self.writers), (readable, self.readers)):
+        writers = list(self.writers)
+        # Windows tells of a connection that has failed among the exceptions.
+        readable, writable, failed = self.select(list(self.readers), writers, writers if WINDOWS else (), wait)
+        for ready, actions in ((writable, self.writers), (failed, self.writers), (readable, self.readers)):
             for each in ready:
                 if each in actions:
                     actions[each]()
@@ -1003,23 +1746,22 @@ class Loop:
 
 
 class Lines:
-    """Takes a client's output in pieces, and hands it on in lines.
+    """Takes output in pieces and hands it on in lines.
 
-    :param on_output: called with ``"out"`` or ``"err"`` and a line
+    :param on_line: called with each line, without its end
     """
 
-    def __init__(self, on_output):
-        self.on_output = on_output
-        self.partial = {"out": b"", "err": b""}
+    def __init__(self, on_line):
+        self.on_line, self.partial = on_line, b""
 
-    def feed(self, name, data):
+    def feed(self, data):
         """Hand the whole lines on; at the end of the output, which is empty data, the unfinished one too."""
-        lines = (self.partial[name] + data).split(b"\n")
-        self.partial[name] = lines.pop()[-65536:] if data else b""
+        lines = (self.partial + data).split(b"\n")
+        self.partial = lines.pop()[-65536:] if data else b""
         for line in lines:
             text = line.decode("utf-8", "surrogateescape").rstrip("\r")
             if text:
-                self.on_output(name, text)
+                self.on_line(text)
 
 
 class Client:
@@ -1028,27 +1770,37 @@ class Client:
     A session of its own has no terminal, so no prompt waits at one; and its group holds what the client
     starts, such as a ``ProxyCommand``. Should this launcher be killed without a chance to act, a watchdog
     that holds the other end of a pipe ends the group.
+
+    :param sinks: for ``out`` and ``err`` a function that takes their bytes, empty ones at the end
+    :param inherit: descriptors that the client shall have, closed here afterwards
+    :param watched: whether it needs a watchdog: not when it ends by itself
+    :param line: for a client whose output and input are the caller's, as ``source`` and ``sink``: the watchdog's
+        command as a function of a process id, and the last word that it says in place of the launcher
     """
 
-    def __init__(self, loop, argv, environment, on_output, inherit=()):
-        """:param on_output: as for :class:`Lines`
-        :param inherit: descriptors that the client shall have, closed here afterwards
-        """
-        self.loop, self.lines = loop, Lines(on_output)
-        self.code = None
+    WATCHDOG = ["/bin/sh", "-c", 'read -r _ || kill -s TERM -- "-$1"', "tunnel-watchdog"]
+
+    def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None):
+        self.loop, self.sinks, self.code, self.leash = loop, sinks, None, None
+        self.source = self.sink = near = None
         out, out_end = os.pipe()
         err, err_end = os.pipe()
         self.streams = {"out": out, "err": err}
-        self.pid = spawn(argv, environment, (None, out_end, err_end), inherit)
-        for descriptor in (out_end, err_end) + tuple(inherit):
+        if line:
+            self.source = self.streams.pop("out")
+            near, self.sink = os.pipe()
+        self.pid = spawn(argv, environment, (near, out_end, err_end), inherit)
+        for descriptor in (out_end, err_end) + ((near,) if line else ()) + tuple(inherit):
             os.close(descriptor)
         for name, descriptor in self.streams.items():
             os.set_blocking(descriptor, False)
             loop.readers[descriptor] = lambda name=name: self._read(name)
-        leash, self.leash = os.pipe()
-        watchdog = ["/bin/sh", "-c", 'read -r _ || kill -s TERM -- "-$1"', "tunnel-watchdog", str(self.pid)]
-        spawn(watchdog, {"PATH": "/usr/bin:/bin"}, (leash, None, None))
-        os.close(leash)
+        if watched:
+            leash, self.leash = os.pipe()
+            command, word = line or (lambda pid: self.WATCHDOG + [str(pid)], b"")
+            os.write(self.leash, word)
+            spawn(command(self.pid), {"PATH": "/usr/bin:/bin"}, (leash, self.sink, None))
+            os.close(leash)
 
     def _read(self, name):
         descriptor = self.streams[name]
@@ -1058,7 +1810,7 @@ class Client:
             return False
         except OSError:
             data = b""
-        self.lines.feed(name, data)
+        self.sinks[name](data)
         if not data:
             self.loop.readers.pop(descriptor, None)
         return bool(data)
@@ -1072,15 +1824,31 @@ class Client:
                 self._close()
         return self.code is not None
 
+    def reap(self):
+        """End the client by force and wait for its end, which is immediate."""
+        if not self.poll():
+            self.end(force=True)
+            os.waitpid(self.pid, 0)
+            self.code = 128 + 9
+            self._close()
+
     def _close(self):
         for name, descriptor in self.streams.items():
             # Not to the end of the file: what the client started may hold the pipe longer than it lives.
-            while self._read(name):
-                pass
+            for _ in range(1000):
+                if not self._read(name):
+                    break
             self.loop.readers.pop(descriptor, None)
             os.close(descriptor)
-        os.write(self.leash, b"\n")  # no need to bite
-        os.close(self.leash)
+        for descriptor in (self.source, self.sink):
+            if descriptor is not None:
+                os.close(descriptor)
+        if self.leash is not None:
+            try:
+                os.write(self.leash, b"\n")  # no need to bite
+            except OSError:
+                pass  # somebody has ended the watchdog
+            os.close(self.leash)
 
     def end(self, force=False):
         """End the client and what it started: at once, or, where it does not listen, by force."""
@@ -1123,14 +1891,14 @@ def spawn(argv, environment, streams, inherit=()):
 class WindowsClient:
     """:class:`Client` on Windows, where only sockets can be waited for: threads copy the pipes to them."""
 
-    def __init__(self, loop, argv, environment, on_output, inherit=()):
+    def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None):
         import subprocess
 
-        self.loop, self.lines = loop, Lines(on_output)
-        self.code = None
+        self.loop, self.sinks, self.code = loop, sinks, None
+        self.source = self.sink = None
         self.process = subprocess.Popen(
             argv,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if line else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=environment,
@@ -1138,42 +1906,67 @@ class WindowsClient:
         )
         self.pumps = []
         for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr)):
-            self._pump(name, pipe)
+            near = self._pump(
+                lambda far, pipe=pipe: copy(lambda: os.read(pipe.fileno(), 65536), far.sendall, pipe, far)
+            )
+            if name == "out" and line:
+                self.source = near
+                continue
+            self.pumps.append(near)
+            loop.readers[near] = lambda name=name, near=near: self._read(name, near)
+        if line:
+            pipe = self.process.stdin
+            self.sink = self._pump(
+                lambda far: copy(lambda: far.recv(65536), lambda data: write_all(pipe, data), far, pipe)
+            )
 
-    def _pump(self, name, pipe):
+    @staticmethod
+    def _pump(work):
+        """A socket whose other end is handed to ``work``, in a thread."""
         import socket
         import threading
 
         near, far = socket.socketpair()
-
-        def copy():
-            while True:
-                data = os.read(pipe.fileno(), 65536)
-                if not data:
-                    break
-                far.sendall(data)
-            far.close()
-            pipe.close()
-
-        threading.Thread(target=copy, daemon=True).start()
-        self.pumps.append(near)
-        self.loop.readers[near] = lambda: self._read(name, near)
+        threading.Thread(target=work, args=(far,), daemon=True).start()
+        return near
 
     def _read(self, name, near):
         data = near.recv(65536)
-        self.lines.feed(name, data)
+        self.sinks[name](data)
         if not data:
             del self.loop.readers[near]
             near.close()
             self.pumps.remove(near)
 
     def poll(self):
-        if self.code is None and not self.pumps:  # both pipes are at their end
+        if self.code is None and not self.pumps:  # the pipes are at their end
             self.code = self.process.wait()
+            for each in (self.source, self.sink):
+                if each:
+                    each.close()
         return self.code is not None
 
     def end(self, force=False):
         self.process.terminate()
+
+
+def copy(read, write, *closed):
+    """Hand on what is read until its end, then close what is named."""
+    try:
+        while True:
+            data = read()
+            if not data:
+                break
+            write(data)
+    except OSError:
+        pass  # the other side has gone
+    for each in closed:
+        each.close()
+
+
+def write_all(pipe, data):
+    pipe.write(data)
+    pipe.flush()
 
 
 def join_windows_job():
@@ -1197,40 +1990,649 @@ def join_windows_job():
     return job if done and kernel32.AssignProcessToJobObject(job, this) else None
 
 
-def run_quietly(argv, environment):
-    """Run a command that ends by itself, 5 s at most.
+def listen(path=None, backlog=5):
+    """A socket that listens on a port of the loopback which the system chooses.
 
-    :returns: its exit code and what it printed; 1 and nothing when it did not come to an end
+    :param path: that of a Unix socket instead
+    :param backlog: how many may wait to be accepted
     """
-    import subprocess
+    import _socket  # without what socket adds to it, which costs each launch 7 ms
 
-    null, pipe = subprocess.DEVNULL, subprocess.PIPE
-    try:
-        done = subprocess.run(argv, stdin=null, stdout=pipe, stderr=subprocess.STDOUT, env=environment, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return 1, ""
-    return done.returncode, done.stdout.decode("utf-8", "replace")
-
-
-def listen():
-    """A socket that listens on a port of the loopback which the system chooses."""
-    import socket
-
-    listener = socket.socket()
-    listener.bind((LOOPBACK, 0))
-    listener.listen(5)
+    listener = _socket.socket(_socket.AF_UNIX if path else _socket.AF_INET)
+    listener.bind(path or (LOOPBACK, 0))
+    listener.listen(backlog)
     listener.setblocking(False)  # who has knocked may have gone before accept() looks
     return listener
 
 
 def accept(listener):
     """The next connection; None when it has gone again."""
+    import _socket
+
     try:
-        connection, _ = listener.accept()
-    except OSError:
+        descriptor, _ = listener._accept()
+    except OSError as error:
+        if error.errno in TOO_MANY_FILES:
+            raise  # it would be there again at once
         return None
-    connection.setblocking(True)
+    connection = _socket.socket(listener.family, listener.type, listener.proto, descriptor)
+    connection.setblocking(False)
     return connection
+
+
+def call_hub(path):
+    """A connection to the process that runs the kernels of a destination; None where there is none."""
+    import _socket
+
+    if not path or not os.path.exists(path):
+        return None
+    caller = _socket.socket(_socket.AF_UNIX)
+    caller.settimeout(LOGIN_SECONDS)
+    try:
+        caller.connect(path)
+    except OSError:
+        caller.close()
+        return None
+    return caller
+
+
+def dial(loop, host, port, done, seconds=5):
+    """Connect without waiting for it.
+
+    :param done: called once with the socket, or with None and why there is none
+    """
+    import _socket
+
+    def attempt(addresses, reason):
+        if not addresses:
+            done(None, reason)
+            return
+        family, address = addresses[0]
+        connection = None
+        try:
+            connection = _socket.socket(family)
+            connection.setblocking(False)
+            connection.connect(address)
+        except (BlockingIOError, InterruptedError):
+            pass
+        except OSError as error:
+            if error.errno in TOO_MANY_FILES:
+                raise
+            if connection:
+                connection.close()
+            attempt(addresses[1:], error.strerror)
+            return
+        timer = loop.after(seconds, lambda: settle("no answer within {} s".format(seconds)))
+
+        def settle(late=None):
+            loop.cancel(timer)
+            loop.writers.pop(connection, None)
+            code = connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_ERROR)
+            if late or code:
+                connection.close()
+                attempt(addresses[1:], late or os.strerror(code))
+            else:
+                done(connection, None)
+
+        loop.writers[connection] = settle
+
+    resolve(loop, host, port, attempt)
+
+
+def resolve(loop, host, port, done):
+    """The addresses of a host, without waiting for a name server.
+
+    :param done: called with pairs of family and address, and the reason why there are none
+    """
+    import _socket
+
+    def look_up(flags=0):
+        found = _socket.getaddrinfo(host, port, 0, _socket.SOCK_STREAM, 0, flags)
+        return [(family, address) for family, _, _, _, address in found]
+
+    if host == "localhost":
+        done([(_socket.AF_INET, (LOOPBACK, port)), (_socket.AF_INET6, ("::1", port))], None)
+        return
+    try:
+        done(look_up(_socket.AI_NUMERICHOST), None)
+        return
+    except (_socket.gaierror, UnicodeError):
+        pass  # a name: asking for it may take long
+    import socket
+    import threading
+
+    near, far = socket.socketpair()
+    answer = []
+
+    def ask():
+        try:
+            answer.append((look_up(), None))
+        except (OSError, UnicodeError) as error:
+            answer.append(([], str(error)))
+        far.close()
+
+    def heard():
+        del loop.readers[near]
+        near.close()
+        done(*answer[0])
+
+    loop.readers[near] = heard
+    threading.Thread(target=ask, daemon=True).start()
+
+
+class SocketEnd:
+    """One end of a channel: a socket. It begins paused.
+
+    ``on_data(data)`` gets what comes in, valid during the call only; ``on_finish()`` tells that no more will,
+    ``on_room()`` that all that waited has been written, ``on_close()`` that the end has broken, and
+    ``on_gone()``, where somebody wants to know, that the peer has left while nothing was read.
+    """
+
+    BUFFER = memoryview(bytearray(1 << 18))
+
+    def __init__(self, loop, connection):
+        import _socket
+
+        self.loop, self.socket = loop, connection
+        self.on_data = self.on_finish = self.on_room = self.on_close = lambda *_: None
+        self.on_gone = self.timer = None
+        self.pending, self.finishing = b"", False
+        self.deaf = False  # whether the peer takes nothing any more
+        try:
+            connection.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
+        except OSError:
+            pass  # it has gone already, as macOS says here; reading will tell
+
+    def resume(self):
+        """Read on."""
+        self.loop.readers[self.socket] = self._read
+
+    def pause(self):
+        """Read nothing for the time being, but look every second whether the peer has gone."""
+        if self.loop.readers.pop(self.socket, None) and self.on_gone and not self.timer:
+            self.timer = self.loop.after(1, self._look)
+
+    def _look(self):
+        self.timer = None
+        if self.socket in self.loop.readers or self.socket.fileno() < 0:
+            return
+        if has_hung_up(self.socket):
+            self.on_gone()
+        else:
+            self.timer = self.loop.after(1, self._look)
+
+    def _read(self):
+        try:
+            count = self.socket.recv_into(self.BUFFER)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.on_close()
+            return
+        if count:
+            self.on_data(self.BUFFER[:count])
+        else:
+            self.loop.readers.pop(self.socket, None)
+            self.on_finish()
+
+    def write(self, data):
+        """Send; what cannot be sent now waits.
+
+        :returns: whether all has been sent; if not, ``on_room`` is called when it has
+        """
+        if self.pending:
+            self.pending += bytes(data)
+            return False
+        try:
+            sent = len(data) if self.deaf else self.socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.deaf, sent = True, len(data)  # what it has said before can still be read
+        if sent == len(data):
+            return True
+        self.pending = bytes(data[sent:])
+        self.loop.writers[self.socket] = self._write
+        return False
+
+    def _write(self):
+        data, self.pending = self.pending, b""
+        del self.loop.writers[self.socket]
+        if self.write(data):
+            if self.finishing:
+                self.finish()
+            self.on_room()
+
+    def finish(self):
+        """Nothing more will be written: close that direction once all has been sent."""
+        import _socket
+
+        self.finishing = True
+        if not self.pending:
+            try:
+                self.socket.shutdown(_socket.SHUT_WR)
+            except OSError:
+                pass  # it has gone; reading will tell
+
+    @property
+    def left(self):
+        """How many bytes the peer has not taken yet, those that the system holds for it included."""
+        return len(self.pending) + (0 if self.deaf else unsent(self.socket))
+
+    def close(self):
+        self.loop.cancel(self.timer)
+        self.loop.readers.pop(self.socket, None)
+        self.loop.writers.pop(self.socket, None)
+        self.socket.close()
+        self.on_data = self.on_finish = self.on_room = self.on_close = lambda *_: None
+        self.pending, self.finishing = b"", False
+
+
+def unsent(connection):
+    """How many bytes the system still holds for a peer (tcp(7): SIOCOUTQ); 0 where it does not tell."""
+    try:
+        if sys.platform == "darwin":
+            return connection.getsockopt(0xFFFF, 0x1024)  # SOL_SOCKET, SO_NWRITE
+        import fcntl
+
+        return int.from_bytes(fcntl.ioctl(connection, 0x5411, b"\0\0\0\0"), sys.byteorder)
+    except (OSError, ImportError):
+        return 0
+
+
+def has_hung_up(connection):
+    """Whether the peer has closed a connection, though there may be data before that; False where no one tells."""
+    import select
+
+    if not hasattr(select, "poll"):
+        return False
+    poll = select.poll()
+    poll.register(connection, getattr(select, "POLLRDHUP", 0))
+    return bool(poll.poll(0)) or has_closed(connection)
+
+
+def has_closed(connection):
+    """The same for a peer on this machine whose farewell waits behind data that nobody reads: Linux tells of its
+    socket (proc(5), ``/proc/net/tcp``), which is gone or on its way out."""
+    try:
+        ours, theirs = connection.getsockname(), connection.getpeername()
+        if not theirs[0].startswith("127."):
+            return False
+        with open("/proc/net/tcp", "rb") as stream:
+            lines = [line.split()[1:4] for line in stream.read().splitlines()[1:]]
+    except OSError:
+        return False
+    wanted = [
+        b"%08X:%04X" % (int.from_bytes(bytes(map(int, host.split("."))), sys.byteorder), port)
+        for host, port in (theirs, ours)
+    ]
+    states = [line[2] for line in lines if line[:2] == wanted]
+    return not states or states[0] == b"04"  # FIN-WAIT-1
+
+
+class Channel:
+    """Two ends joined: bytes both ways, half-closes included. An end is read only while the other has taken
+    all that came before, so memory never grows.
+
+    :param to_kernel, to_front_end: :class:`NameReplacer` for what goes that way, or None
+    :param is_main: whether it is the main link's data channel, with which a front end goes
+    """
+
+    def __init__(self, board, kernel, front_end, to_kernel=None, to_front_end=None, is_main=False):
+        self.board, self.kernel, self.front_end, self.is_main = board, kernel, front_end, is_main
+        self.replacers = {kernel: to_front_end, front_end: to_kernel}  # by where the bytes come from
+        self.holding = {}
+        self.over = set()  # the ends from which nothing more comes
+        self.is_open = True
+        if to_kernel or to_front_end:
+            board.loop.after(NAMES_SECONDS, self._stop_looking)
+        for end in (kernel, front_end):
+            end.on_data = lambda data, end=end: self.data(end, data)
+            end.on_finish = lambda end=end: self.finished(end)
+            end.on_room = lambda end=end: self.room(end)
+            end.on_close = lambda end=end: self.closed(end)
+        for end in (kernel, front_end):
+            if self.is_open:
+                end.resume()
+
+    def other(self, end):
+        return self.front_end if end is self.kernel else self.kernel
+
+    @property
+    def delivered(self):
+        """Whether the front end has all that the kernel has sent."""
+        return not self.is_open or (self.kernel in self.over and not self.front_end.left)
+
+    def data(self, end, data):
+        """Bytes have come from ``end``."""
+        if self.board.kernel_over and end is self.front_end:
+            return  # to write them to a client that is about to close would cost what it has not handed on yet
+        if self.replacers[end]:
+            data = self._look(end, data)
+        if data and not self.other(end).write(data):
+            end.pause()
+        self.board.on_moved()
+
+    def _look(self, end, data):
+        replacer = self.replacers[end]
+        self.board.loop.cancel(self.holding.pop(end, None))
+        data = replacer.feed(data)
+        if replacer.names.finished:
+            data += replacer.flush()
+            self.replacers[end] = None
+        elif replacer.held:
+            seconds = CERTAIN_SECONDS if replacer.is_certain else HOLD_SECONDS
+            self.holding[end] = self.board.loop.after(seconds, lambda: self._release(end))
+        return data
+
+    def _release(self, end):
+        """What looked like a name's beginning has not gone on: the other side may be waiting for it."""
+        replacer = self.replacers[end]
+        held = replacer.flush() if replacer and self.is_open else b""
+        if held and not self.other(end).write(held):
+            end.pause()
+
+    def _stop_looking(self):
+        for end in list(self.replacers):
+            self._release(end)
+            self.replacers[end] = None
+
+    def room(self, end):
+        """``end`` has taken all that waited."""
+        other = self.other(end)
+        if other not in self.over:
+            other.resume()
+        self.board.on_moved()
+        self._close_if_over()
+
+    def finished(self, end):
+        """Nothing more comes from ``end``."""
+        self._release(end)
+        if not self.is_open:
+            return
+        self.over.add(end)
+        self.other(end).finish()
+        self.board.left(self, end)
+        self._close_if_over()
+
+    def _close_if_over(self):
+        if len(self.over) == 2 and not self.kernel.pending and not self.front_end.pending:
+            self.close()  # what the system holds still arrives: nobody has anything to say to this any more
+
+    def closed(self, end):
+        """``end`` has broken. The other still gets what has come from it, and what it says goes nowhere."""
+        if self.is_open:
+            self._release(end)
+            end.pause()
+            end.deaf, end.pending = True, b""
+            self.finished(end)
+
+    def close(self):
+        """Close both ends at once."""
+        if self.is_open:
+            self.is_open = False
+            for end in (self.kernel, self.front_end):
+                end.close()
+            self.board.on_moved()
+
+
+class Switchboard:
+    """Joins the kernel's connections to the front end's.
+
+    A front end of 11.1 or later tells its kernel after the launch where it listens for two further links. When
+    a name goes by on the main link's data channel, the next pair of the kernel's ports takes its place, and
+    who comes in there is connected to where the front end waits. What a kernel up to 11.0 tells its front
+    end is treated in the same way, where ``inward`` says so.
+
+    :param link: the main link, as the front end listens for it
+    :param way: how connections are carried; see :class:`Forwards`
+    :param outward: :class:`Names` that the kernel is told, or None
+    :param inward: :class:`Names` that the front end is told, or None; their ports listen here
+    """
+
+    def __init__(self, loop, log, link, way, outward=None, inward=None):
+        self.loop, self.log, self.link, self.way = loop, log, link, way
+        self.outward, self.inward = outward, inward
+        self.channels = []
+        self.on_connected = self.on_lost = self.on_moved = lambda: None
+        self.connected = self.kernel_over = False
+
+    def arrived(self, position, end):
+        """A connection has come from the kernel.
+
+        :param position: 0 and 1 are the main link's data and message channel, then those of further links
+        """
+        if position < 2:
+            ports = ((self.link.data_host, self.link.data_port), (self.link.message_host, self.link.message_port))
+            target = ports[position]
+        else:
+            target = self.outward.target(position - 2)
+        if target is None:  # nobody has been told this port yet
+            end.close()
+            return
+        dial(self.loop, target[0], target[1], lambda *found: self._join(position, end, target, *found))
+
+    def _join(self, position, kernel, target, connection, reason):
+        if connection is None:
+            self.log.write("the front end does not answer at {}@{}: {}".format(target[1], target[0], reason))
+            kernel.close()
+            return
+        to_kernel = self._replacer(self.outward, "link {} of the front end is {} for the kernel", position)
+        to_front_end = self._replacer(self.inward, "link {} of the kernel is {} for the front end", position)
+        front_end = SocketEnd(self.loop, connection)
+        if position == 0:
+            front_end.on_gone = lambda: self.on_lost()
+        channel = Channel(self, kernel, front_end, to_kernel, to_front_end, is_main=position == 0)
+        self.channels.append(channel)
+        if position == 0 and not self.connected:
+            self.connected = True
+            self.on_connected()
+
+    def _replacer(self, names, text, position):
+        """What replaces names in a main data channel; None for any other."""
+        if position or not names or names.finished:
+            return None
+
+        def replace(name):
+            new = name not in names.given and name not in names.short
+            told = names.replace(name)
+            if told and new:
+                self.log.write(text.format(name, told))
+            elif new and name in names.short:
+                self.log.write(TOO_SHORT.format(name))
+            return told
+
+        replacer = NameReplacer(replace)
+        replacer.names = names
+        return replacer
+
+    def called(self, position, end):
+        """The front end has connected to a port that it has been told for a link of the kernel's."""
+        target = self.inward.target(position)
+        if target is None:
+            end.close()
+            return
+        self.way.open(target[0], target[1], lambda kernel: self._answered(kernel, end))
+
+    def _answered(self, kernel, front_end):
+        if kernel is None:
+            front_end.close()
+        else:
+            self.channels.append(Channel(self, kernel, front_end))
+
+    def left(self, channel, end):
+        """One end of a channel has finished or broken."""
+        if channel.is_main and end is channel.front_end and channel.kernel not in channel.over:
+            self.on_lost()
+        self.on_moved()
+
+    @property
+    def delivered(self):
+        """Whether the front end has all that the kernel has sent."""
+        return all(channel.delivered for channel in self.channels)
+
+    @property
+    def under_way(self):
+        """How many bytes the front end has not taken yet."""
+        return sum(channel.front_end.left for channel in self.channels if channel.is_open)
+
+    def close(self):
+        for channel in self.channels:
+            channel.close()
+
+
+class Delivery:
+    """Waits, after a kernel's end, until its front end has all that is left, as long as it goes on taking it.
+
+    :param done: called once then, or when nothing moves any more
+    """
+
+    def __init__(self, loop, board, done):
+        self.loop, self.board, self.done = loop, board, done
+        self.stall = self.look = None
+        self.under_way = 0
+        board.kernel_over = True
+        board.on_moved = self._moved
+        self._moved()
+
+    def _moved(self):
+        """Data has come, or a channel has closed."""
+        self._wait()
+        self._check()
+
+    def _wait(self):
+        self.loop.cancel(self.stall)
+        self.under_way = self.board.under_way
+        # Who still holds a kernel's connections, but says nothing, is no reason to wait for long.
+        self.stall = self.loop.after(STALL_SECONDS if self.under_way else QUIET_SECONDS, self._end)
+
+    def _check(self):
+        self.loop.cancel(self.look)
+        if self.board.delivered:
+            self._end()
+        elif self.board.under_way:  # what the system holds goes without a word
+            self.look = self.loop.after(0.05, self._look)
+
+    def _look(self):
+        if self.board.under_way != self.under_way:
+            self._wait()
+        self._check()
+
+    def _end(self):
+        self.stop()
+        self.done()
+
+    def stop(self):
+        """Wait no longer."""
+        self.board.on_moved = lambda: None
+        self.loop.cancel(self.stall)
+        self.loop.cancel(self.look)
+
+
+class Forwards:
+    """Carries connections through ports that the client forwards: one of the ways there are.
+
+    :param count: how many of the kernel's ports lead here
+    :param inward: how many ports the front end may be told instead of the kernel's
+    """
+
+    def __init__(self, loop, count, inward=0):
+        self.loop = loop
+        self.kernel_side = [listen() for _ in range(count)]
+        self.front_end_side = [listen() for _ in range(inward)]
+
+    @property
+    def ports(self):
+        """Where the client's remote forwards have to lead, in the order of the kernel's ports."""
+        return [listener.getsockname()[1] for listener in self.kernel_side]
+
+    @property
+    def inward_pairs(self):
+        ports = [listener.getsockname()[1] for listener in self.front_end_side]
+        return list(zip(ports[::2], ports[1::2]))
+
+    def serve(self, board):
+        """Have ``board`` told who comes in, the first at each port."""
+        for listeners, tell in ((self.kernel_side, board.arrived), (self.front_end_side, board.called)):
+            for position, listener in enumerate(listeners):
+                self.loop.readers[listener] = lambda one=listener, at=position, to=tell: self._accept(one, at, to)
+
+    def _accept(self, listener, position, tell):
+        connection = accept(listener)
+        if connection is None:
+            return
+        end = SocketEnd(self.loop, connection)
+        tell(position, end)
+        if connection.fileno() >= 0:  # it was wanted: nobody else is
+            self.loop.readers.pop(listener, None)
+            listener.close()
+
+    def open(self, host, port, done):
+        """Connect to where a kernel listens, which the client forwards under the same number.
+
+        :param done: called with an end, or with None
+        """
+        dial(self.loop, LOOPBACK, port, lambda found, _: done(found and SocketEnd(self.loop, found)))
+
+    def close(self):
+        for listener in self.kernel_side + self.front_end_side:
+            self.loop.readers.pop(listener, None)
+            listener.close()
+
+
+class Probe:
+    """Looks whether somebody listens already where the kernel is going to: ports that the client forwards.
+
+    Who connects to such a port is cut off at once where nobody listens behind it. A port at which this does
+    not happen, though it has at another, is held by somebody.
+
+    :param held: called with such a port
+    """
+
+    PATIENCE = 1.0  # seconds that one port may take longer than the first
+
+    def __init__(self, loop, ports, held):
+        self.loop, self.held, self.timer = loop, held, None
+        self.open = {}
+        for port in ports:
+            dial(loop, LOOPBACK, port, lambda found, _, port=port: self._dialled(port, found))
+
+    def _dialled(self, port, connection):
+        if connection is None or self.open is None:
+            if connection:
+                connection.close()
+            return
+        self.open[port] = connection
+        self.loop.readers[connection] = lambda: self._read(port)
+
+    def _read(self, port):
+        connection = self.open.pop(port)
+        del self.loop.readers[connection]
+        try:
+            answered = bool(connection.recv(1))
+        except OSError:
+            answered = False
+        connection.close()
+        if answered:
+            self._found(port)
+        elif self.timer is None:
+            self.timer = self.loop.after(self.PATIENCE, self._compare)
+
+    def _compare(self):
+        for port in sorted(self.open or ())[:1]:
+            self._found(port)
+
+    def _found(self, port):
+        self.cancel()
+        self.held(port)
+
+    def cancel(self):
+        """Stop looking; harmless when that is over."""
+        self.loop.cancel(self.timer)
+        for connection in (self.open or {}).values():
+            del self.loop.readers[connection]
+            connection.close()
+        self.open = None
 
 
 class PasswordKeeper:
@@ -1238,13 +2640,18 @@ class PasswordKeeper:
 
     The helper knows only where to ask and a token; the password stays in this process until the prompt
     of this very login has been shown to it. No file, argument or environment variable holds it.
+
+    :param login: the arguments with which ssh logs in, for asking it who that is (``ssh -G``)
+    :param version: called for ssh's version
     """
 
-    def __init__(self, loop, request, program, log):
-        self.loop, self.request, self.program, self.log = loop, request, program, log
-        self.password = request.destination.password
+    def __init__(self, loop, log, program, login, password, version):
+        self.loop, self.log, self.password, self.version = loop, log, password, version
         self.token = os.urandom(16).hex()
-        self.listener = listen()
+        self.callers, self.prompts = {}, []  # callers in the order of arrival, each with its timer
+        self.client, self.timer, self.said, self.login = None, None, b"", None
+        self.question = [program, "-G"] + login
+        self.listener = listen(backlog=128)
         loop.readers[self.listener] = self._accept
 
     def environment(self, environ):
@@ -1265,54 +2672,93 @@ class PasswordKeeper:
         return environment
 
     def _accept(self):
-        connection = accept(self.listener)
-        if connection is None:
+        caller = accept(self.listener)
+        if caller is None:
             return
-        connection.settimeout(5)
-        try:
-            token, _, prompt = read_all(connection).decode("utf-8", "replace").partition("\n")
-            if token == self.token:
-                connection.sendall(self._answer(prompt.strip()))
-        except OSError as error:
-            self.log.write("the password helper could not be answered: {}".format(error))
-        finally:
-            connection.close()
+        heard = [b""]
+        while len(self.callers) >= 32:  # strangers, with nothing to say
+            self._drop(next(iter(self.callers)))
+        self.callers[caller] = self.loop.after(5, lambda: self._drop(caller))
 
-    def _answer(self, prompt):
-        shown = prompt if not has_control_characters(prompt) else repr(prompt)
-        if self.password is None:
-            self.log.write("asked again, not answered: {}".format(shown))
-            return b""
-        if not is_password_prompt(prompt, *self._login()):
+        def read():
+            try:
+                more = caller.recv(4096)
+            except OSError:
+                more = None
+            heard[0] += more or b""
+            if more is None or len(heard[0]) > 65536:
+                self._drop(caller)
+            elif not more:
+                self.loop.cancel(self.callers.pop(caller))
+                del self.loop.readers[caller]
+                self._heard(caller, heard[0].decode("utf-8", "replace"))
+
+        self.loop.readers[caller] = read
+
+    def _heard(self, caller, text):
+        token, _, prompt = text.partition("\n")
+        if token != self.token:
+            self._drop(caller)
+            return
+        self.prompts.append((caller, prompt.strip()))
+        if self.client is None:
+            sinks = {"out": self._ask, "err": lambda data: None}
+            self.client = Client(self.loop, self.question, client_environment(os.environ), sinks, watched=False)
+            self.timer = self.loop.after(5, self.client.end)
+        elif self.login:
+            self._ask(b"")
+
+    def _ask(self, data):
+        """ssh tells who is logging in; at the end of that, look at what is asked."""
+        self.said += data
+        if data:
+            return
+        self.login = self.login or login_in(self.said)
+        prompts, self.prompts = self.prompts, []
+        for caller, prompt in prompts:
+            shown = prompt if not has_control_characters(prompt) else repr(prompt)
+            if is_password_prompt(prompt, *self.login, prefixed=self.version() >= PREFIXED):
+                self._answer(caller)
+                return
             self.log.write("asked for something else than the password, not answered: {}".format(shown))
-            return b""
-        answer, self.password = self.password, None
-        self.log.write("the password prompt has been answered")
-        return answer.encode("utf-8", "surrogateescape") + b"\n"
+            self._drop(caller)
 
-    def _login(self):
-        """User, host and whether there is no jump host, as ssh's configuration has them."""
-        argv = [self.program, "-G"] + OpenSSH.login(self.request) + [self.request.destination.host]
-        lines = run_quietly(argv, client_environment(os.environ))[1].splitlines()
-        values = dict(reversed([line.partition(" ")[::2] for line in lines]))
-        host = values.get("hostkeyalias") or values.get("hostname", self.request.destination.host)
-        proxies = [values.get(name, "none") for name in ("proxyjump", "proxycommand")]
-        return values.get("user", ""), host, proxies == ["none", "none"]
+    def _answer(self, caller):
+        answer, self.password = self.password, None
+        try:
+            caller.sendall(answer.encode("utf-8", "surrogateescape") + b"\n")
+            self.log.write("the password prompt has been answered")
+        except OSError as error:
+            self.log.write("the password helper could not be answered: {}".format(error.strerror))
+        self.close()
+
+    def _drop(self, caller):
+        self.loop.readers.pop(caller, None)
+        self.loop.cancel(self.callers.pop(caller, None))
+        caller.close()
 
     def close(self):
-        self.loop.readers.pop(self.listener, None)
-        self.listener.close()
+        """Stop listening; harmless when that is over."""
+        for caller in list(self.callers) + [caller for caller, _ in self.prompts]:
+            self._drop(caller)
+        if self.client:
+            self.loop.cancel(self.timer)
+            self.client.reap()
+        if self.listener.fileno() >= 0:
+            self.loop.readers.pop(self.listener, None)
+            self.listener.close()
 
 
-def read_all(connection):
-    """All bytes that a peer sends until it closes its side; 64 KiB at most."""
-    data = b""
-    while len(data) < 65536:
-        more = connection.recv(4096)
-        if not more:
-            break
-        data += more
-    return data
+def login_in(text):
+    """User, host and whether nobody else can ask, from what ``ssh -G`` has printed."""
+    lines = text.decode("utf-8", "replace").splitlines()
+    values = dict(reversed([line.partition(" ")[::2] for line in lines]))
+    proxies = [values.get(name, "none") for name in ("proxyjump", "proxycommand")]
+    return (
+        values.get("user", ""),
+        values.get("hostkeyalias") or values.get("hostname", ""),
+        proxies == ["none", "none"] and bool(values.get("hostname")),  # it may have said nothing
+    )
 
 
 def ask_password(prompt):
@@ -1323,337 +2769,377 @@ def ask_password(prompt):
     import socket
 
     port, _, token = os.environ["TUNNEL_ASKPASS"].partition(":")
+    answer = b""
     with socket.create_connection((LOOPBACK, int(port)), 10) as connection:
         connection.sendall("{}\n{}".format(token, prompt).encode("utf-8", "surrogateescape"))
         connection.shutdown(socket.SHUT_WR)
-        answer = read_all(connection)
+        while len(answer) < 65536:
+            more = connection.recv(4096)
+            if not more:
+                break
+            answer += more
     sys.stdout.buffer.write(answer)
     return 0 if answer else 1
 
 
-class Switchboard:
-    """Carries the links whose names a front end of 11.1 or later tells its kernel after the launch.
+class Memory:
+    """What launches to one destination tell later ones: lines of a key and a value, in a private file.
 
-    Four remote ports are forwarded to listeners here before anybody knows what they are for. The main
-    link's data channel passes through, and when a link name goes by, the next pair of remote ports takes
-    its place and its listeners are told where the front end waits.
+    Known keys: ``terminal`` (``yes`` or ``no``), ``kernel PATH`` (when it was last seen to run), ``died`` (how
+    the last one ended that did not connect), ``room`` (how many sessions a connection takes), ``session N PID``
+    (who has one on shared connection N).
     """
 
-    def __init__(self, loop, link, log):
-        """:param link: the main link, as the front end listens for it"""
-        import socket
+    def __init__(self, path):
+        """:param path: the file; None remembers nothing"""
+        self.path = path
 
-        self.loop, self.main, self.log, self.socket = loop, link, log, socket
-        self.kernel_link = None  # the main link, as the kernel sees it
-        self.pairs = []  # the remote ports, in the order in which they are given out
-        self.given = {}  # link name: what the kernel has been told for it
-        self.buffer = memoryview(bytearray(1 << 18))
-        self.listeners = [listen() for _ in range(5)]
-        for position, listener in enumerate(self.listeners):
-            loop.readers[listener] = lambda position=position: self._accept(position)
-        self.targets = [(link.data_host, link.data_port), None, None, None, None]
-        # The local ports: main data channel, then data and message channel of each further link.
-        self.ports = [listener.getsockname()[1] for listener in self.listeners]
+    def read(self):
+        return self.change(lambda values: None)
 
-    def _accept(self, position):
-        listener = self.listeners[position]
-        kernel, target = accept(listener), self.targets[position]
-        if kernel is None:
-            return
-        if target is None:  # nobody has been told this port yet
-            kernel.close()
-            return
-        del self.loop.readers[listener]
-        listener.close()
+    def change(self, alter):
+        """Have ``alter(values)`` change the dict of all that is known, while nobody else does.
+
+        :returns: the dict; empty where nothing can be remembered
+        """
+        values = {}
+        if self.path is None or WINDOWS:
+            alter(values)
+            return values
         try:
-            front_end = self.socket.create_connection(target, 5)
-        except OSError as error:
-            self.log.write("the front end does not answer at {}@{}: {}".format(target[1], target[0], error))
-            kernel.close()
-            return
-        replacer = NameReplacer(self._replace) if position == 0 else None
-        Channel(self, kernel, front_end, replacer)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError:
+            alter(values)
+            return values
+        try:
+            lock_soon(descriptor)
+            text = os.read(descriptor, 1 << 20).decode("utf-8", "surrogateescape")
+            values.update(line.rpartition("\t")[::2] for line in text.split("\n") if "\t" in line)
+            before = dict(values)
+            alter(values)
+            if values != before:
+                text = "".join("{}\t{}\n".format(*each) for each in values.items())
+                os.ftruncate(descriptor, os.pwrite(descriptor, text.encode("utf-8", "surrogateescape"), 0))
+        except OSError:
+            if not values:
+                alter(values)  # it is locked for long: then this launch knows nothing
+        finally:
+            os.close(descriptor)
+        return values
 
-    def _replace(self, text):
-        """What the kernel is told for a link name; None for a name that has to stay as it is."""
-        if text in (str(self.main), str(self.kernel_link)):
-            return None
-        if text not in self.given:
-            if self.finished:
-                return None
-            pair = self.pairs[len(self.given)]
-            told = rewritten(text, pair)
-            if told is None:
-                self.log.write("link name {} is too short to be replaced: left alone".format(text))
-                return None
-            name, position = LinkName.parse(text), 1 + 2 * len(self.given)
-            self.targets[position] = (name.data_host, name.data_port)
-            self.targets[position + 1] = (name.message_host, name.message_port)
-            self.given[text] = told
-            self.log.write("link {} of the front end is {} for the kernel".format(text, told))
-        return self.given[text]
+    def keep(self, key, value):
+        """Remember one value; None forgets it."""
 
-    @property
-    def finished(self):
-        return len(self.given) == len(self.pairs)
+        def alter(values):
+            values.pop(key, None)
+            if value is not None:
+                values[key] = value.replace("\t", " ").replace("\n", " ")
+
+        self.change(alter)
 
 
-class Channel:
-    """One connection through the switchboard: bytes both ways, half-closes included.
+def lock_soon(descriptor):
+    """Lock a file that others lock for a moment only.
 
-    A side is read only while the other has taken all that came before, so memory never grows.
+    :raises OSError: somebody holds it for more than a second
     """
+    import fcntl
 
-    def __init__(self, board, kernel, front_end, replacer=None):
-        self.board, self.loop, self.replacer = board, board.loop, replacer
-        self.sides = {kernel: front_end, front_end: kernel}
-        self.pending, self.open = {}, {kernel, front_end}
-        self.front_end, self.holding = front_end, None
-        for side in self.sides:
-            side.setblocking(False)
-            side.setsockopt(board.socket.IPPROTO_TCP, board.socket.TCP_NODELAY, 1)
-            self._watch(side)
-        if replacer:
-            self.loop.after(NAMES_SECONDS, self._stop_looking)
-
-    def _watch(self, side):
-        self.loop.readers[side] = lambda: self._read(side)
-
-    def _read(self, side):
+    for _ in range(20):
         try:
-            count = side.recv_into(self.board.buffer)
-        except BlockingIOError:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except OSError:
-            self._close()
-            return
-        data = self.board.buffer[:count]
-        if self.replacer and side is self.front_end:
-            data = self._look(data)
-        if not count:
-            self.open.discard(side)
-            self.loop.readers.pop(side, None)
-        self._send(self.sides[side], data)
+            time.sleep(0.05)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-    def _look(self, data):
-        self.loop.cancel(self.holding)
-        data = self.replacer.feed(data) if data else self.replacer.flush()
-        if self.board.finished:
-            data += self.replacer.flush()
-            self.replacer = None
-        elif self.replacer.held:
-            self.holding = self.loop.after(HOLD_SECONDS, self._release)
-        return data
 
-    def _release(self):
-        """What looked like a name's beginning has not gone on: the other side may be waiting for it."""
-        if self.replacer and self.front_end in self.sides:
-            self._send(self.sides[self.front_end], self.replacer.flush())
+class SharedConnections:
+    """Connections that all compute kernels of one destination share; the next is made when one is full.
 
-    def _stop_looking(self):
-        if self.replacer:
-            self._release()
-            self.replacer = None
+    :param launch: whose kernel is to go over one
+    :param memory: knows how many sessions a connection takes, and who has one
+    :param path: where their control sockets are, but for a number at the end
+    """
 
-    def _send(self, side, data):
-        """Send what can be sent now; what is left waits, and so does the side that it came from."""
-        if side in self.pending:
-            self.pending[side] += bytes(data)
-            return
-        sent = 0
+    def __init__(self, launch, memory, path):
+        self.launch, self.memory, self.path = launch, memory, path
+        self.settings = None  # with which this launch logs in
+        self.number = None  # of the connection that is ours to use
+        self.full = set()  # those that have refused this launch
+
+    def take(self, settings):
+        """Find room on a connection, and make that where there is none.
+
+        :returns: the path of its control socket; None when this launch needs a connection of its own
+        :raises Fatal: the login failed, so one of its own would fail too
+        """
+        self.release()
+        self.settings = settings
+        self.memory.change(self._choose)
+        path = "{}-{}".format(self.path, self.number)
+        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            sent = side.send(data) if len(data) else 0
-        except BlockingIOError:
+            if not self._lock(lock):
+                self.launch.log.write("another launch has been logging in for too long: this one goes its own way")
+                return None
+            # Whether anybody answers there, the try itself will tell.
+            if not os.path.exists(path):
+                # -f and -N say themselves what the options of 8.7 would.
+                self._log_in(settings.but(share=path, modern=False))
+        finally:
+            os.close(lock)
+        return path
+
+    def _choose(self, values):
+        sessions = {}
+        for key in [key for key in values if key.startswith("session ")]:
+            number, _, pid = key[len("session ") :].partition(" ")
+            if number.isdecimal() and pid.isdecimal() and is_running(int(pid)):
+                sessions[int(number)] = sessions.get(int(number), 0) + 1
+            else:
+                del values[key]
+        room = self._room(values) or 1 << 20
+        self.number = 0
+        while self.number in self.full or sessions.get(self.number, 0) >= room:
+            self.number += 1
+        values["session {} {}".format(self.number, os.getpid())] = "asked"
+
+    def _lock(self, descriptor, seconds=LOGIN_SECONDS):
+        """Wait for our turn to look for, or make, the connection. The other launch may be waiting for somebody to
+        type a second factor."""
+        import fcntl
+
+        end = time.monotonic() + seconds
+        while not self.launch.signal:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if time.monotonic() >= end:
+                    break
+                self.launch.pause(0.01)
+        return False
+
+    def _log_in(self, settings):
+        """Log in and leave a connection in the background.
+
+        :raises Fatal: that failed
+        """
+        facts, settings = self.launch.follow(settings, login=True)
+        if facts.code != 0 and not self.launch.signal:
+            raise Fatal(explain(self.launch, facts, settings), verdict(self.launch.dialect, facts))
+
+    def started(self):
+        """The kernel of this launch has a session."""
+
+        def alter(values):
+            values[self._key] = "started"
+            there = "session {} ".format(self.number)
+            if values.get("room") == str(sum(key.startswith(there) for key in values)):
+                self.launch.loop.after(0, self._prepare)
+
+        self.memory.change(alter)
+
+    def _prepare(self):
+        """The last place is taken: log in for the next launch, which is likely to follow at once."""
+        path = "{}-{}".format(self.path, self.number + 1)
+        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if self._lock(lock, 0) and not os.path.exists(path):
+                self._log_in(self.settings.but(share=path, modern=False))
+        except Fatal as error:
+            self.launch.log.write(error.text)
+        finally:
+            os.close(lock)
+
+    def refused(self):
+        """The connection takes no more: as many sessions as are on it are what a connection takes."""
+        self.full.add(self.number)
+
+        def alter(values):
+            there = "session {} ".format(self.number)
+            count = sum(key.startswith(there) and value == "started" for key, value in values.items())
+            values["room"] = str(max(count, 1, self._room(values)))
+
+        self.memory.change(alter)
+
+    @staticmethod
+    def _room(values):
+        """How many sessions a connection takes, as far as that is known; 0 where it is not."""
+        return parse_number(values.get("room", "")) or 0
+
+    def gone(self):
+        """Nobody answers any more at the control socket."""
+        remove_if_there("{}-{}".format(self.path, self.number))
+
+    def release(self):
+        """This launch's session is over."""
+        if self.number is not None:
+            self.memory.keep(self._key, None)
+            self.number = None
+
+    @property
+    def _key(self):
+        return "session {} {}".format(self.number, os.getpid())
+
+
+def is_running(pid):
+    try:
+        os.kill(pid or 1 << 30, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
+
+
+def remove_if_there(path):
+    try:
+        os.remove(path)
+    except OSError:
+        pass  # gone already
+
+
+class LogPipe:
+    """A named pipe through which ssh alone speaks (``-E``), gone as soon as ssh has opened it.
+
+    :raises OSError: there is no private folder
+    """
+
+    def __init__(self, loop, on_line):
+        self.loop, self.lines = loop, Lines(on_line)
+        folder = private_folder(os.environ)
+        for name in os.listdir(folder):  # what a launcher has left that was killed in the wrong moment
+            pid = name.split("-")[1] if name.startswith("log-") else ""
+            if pid.isdecimal() and not is_running(int(pid)):
+                remove_if_there(os.path.join(folder, name))
+        self.path = os.path.join(folder, "log-{}-{}".format(os.getpid(), os.urandom(4).hex()))
+        os.mkfifo(self.path, 0o600)
+        # For both directions: so it has a writer from the beginning, and is never at its end.
+        self.descriptor = os.open(self.path, os.O_RDWR | os.O_NONBLOCK)
+        loop.readers[self.descriptor] = self.read
+
+    def read(self):
+        """Take what has come; returns whether there was anything."""
+        try:
+            data = os.read(self.descriptor, 65536)
+        except OSError:
+            return False
+        if self.path:
+            remove_if_there(self.path)
+            self.path = None
+        self.lines.feed(data)
+        return True
+
+    def close(self):
+        while self.read():
             pass
-        except OSError:
-            self._close()
-            return
-        if sent < len(data):
-            self.pending[side] = bytes(data[sent:])
-            self.loop.writers[side] = lambda: self._resume(side)
-            self.loop.readers.pop(self.sides[side], None)
-        elif self.sides[side] not in self.open:
-            self._finish(side)
-
-    def _resume(self, side):
-        data = self.pending.pop(side)
-        del self.loop.writers[side]
-        self._send(side, data)
-        source = self.sides.get(side)
-        if side not in self.pending and source in self.open:
-            self._watch(source)
-
-    def _finish(self, side):
-        """All has been passed on to a side from which the other has taken leave."""
-        try:
-            side.shutdown(self.board.socket.SHUT_WR)
-        except OSError:
-            self._close()
-            return
-        if not self.open and not self.pending:
-            self._close()
-
-    def _close(self):
-        for side in list(self.sides):
-            self.loop.readers.pop(side, None)
-            self.loop.writers.pop(side, None)
-            side.close()
-        self.sides, self.open, self.pending, self.replacer = {}, set(), {}, None
+        self.loop.readers.pop(self.descriptor, None)
+        os.close(self.descriptor)
+        if self.path:
+            remove_if_there(self.path)
 
 
-class State:
-    """What a client's output has said so far, in the course of one try."""
+class Try:
+    """One try at a launch: a client process and all that belongs to it. What it has found out is in ``facts``;
+    nothing else of it outlives :meth:`run`.
 
-    def __init__(self):
-        self.started = self.called_back = self.ended = False
-        self.shared = self.share_refused = self.stale = self.forwarding_disabled = False
-        self.port_failed = None  # the line that says so
-        self.foreign_port = self.dropped = self.old_plink = False
-        self.answered = False  # the server has shown its host key, or a proxy is to bound the wait
-        self.gave_up = self.silent = self.no_terminal = self.refused = False
-        self.status = None  # the exit code of the remote command
-        self.said, self.printed = [], []  # the client's last lines; the remote side's
-
-    @property
-    def failed(self):
-        return (
-            self.port_failed
-            or self.foreign_port
-            or self.share_refused
-            or self.old_plink
-            or (self.no_terminal and not self.called_back)
-        )
-
-
-class Launch:
-    """One launch, from the plan to the exit code.
-
-    :param tell: called as ``tell(code, text)`` once the launch is known to stand (code 0) or to have failed;
-        a launcher that returns early does so then
+    :param launch: what tries have in common: request, program, log, loop, and who hears of its steps
+    :param name: what the log calls it
+    :param login: whether this is only the login of a shared connection
+    :param session: that of a relay, whose connection this is
     """
 
-    def __init__(self, request, program, client, log, tell=None):
-        self.request, self.program, self.kind, self.log = request, program, client, log
-        self.tell = tell or (lambda code, text: None)
-        self.told = False
-        self.loop = Loop()
-        self.signal = None
-        self.client = self.plan = self.state = None
-        self.environment = client_environment(os.environ)
-        self.switchboard = self.keeper = self.check = self.share = None
-        self.lenient = self.old_plink = self.alone = self.no_terminal = False
-        self.killed = False  # whether the client had to be ended, so that its exit code means nothing
-        self.killer = self.patience = None  # timers
-        self.password_file = self.share_log = None
-        self.kernel_lines = 0
-        self.begin = time.monotonic()
-
-    def abandon(self):
-        """End a client that still runs: only a defect leaves one."""
-        if self.client and not self.client.poll():
-            self.client.end(force=True)
-
-    # -- one launch
+    def __init__(self, launch, settings, name, login=False, session=None):
+        self.launch, self.settings, self.name, self.is_login = launch, settings, name, login
+        self.session = session
+        self.loop, self.log, self.dialect = launch.loop, launch.log, launch.dialect
+        self.facts = Facts()
+        self.timers = {}
+        self.delivery, self.delivered = None, False
+        self.client = self.keeper = self.pipe = self.probe = self.board = self.way = self.password_file = None
+        request = launch.request
+        if not login and not session:
+            # No client tells whether a channel still carries data, nor which side has closed it: all lead through
+            # here.
+            self.way = Forwards(self.loop, 6 if request.callback else 2, 4 if request.inward else 0)
+        self.plan = session.plan if session else Plan(request, settings, self.way.ports if self.way else ())
+        if self.way:
+            main = (str(request.link), str(self.plan.link))
+            outward = Names(main, self.plan.pairs) if request.callback else None
+            inward = Names(main, self.way.inward_pairs) if request.inward else None
+            self.board = Switchboard(self.loop, self.log, request.link, self.way, outward, inward)
+            self.board.on_connected, self.board.on_lost = self._connected, self._lost
+            self.way.serve(self.board)
 
     def run(self):
-        """Launch, watch, explain.
+        """Start the client, and see it to its end.
 
-        :returns: the exit code
-        :raises Fatal: the launch failed; the text says why
+        :returns: the facts
         """
-        request = self.request
-        self._catch_signals()
-        if request.check:
-            self.check = Check(self)
-            request.link = self.check.link
-            self._step("client", "{}, {}".format(self.program, self._client_version()))
-        if request.callback:
-            self.switchboard = Switchboard(self.loop, request.link, self.log)
-        if request.destination.password and self.kind is OpenSSH:
-            if WINDOWS:
-                raise Fatal("host: a password needs plink on Windows; ssh there takes keys only")
-            self.keeper = PasswordKeeper(self.loop, request, self.program, self.log)
-            self.environment = self.keeper.environment(self.environment)
-        if request.share:
-            self.share = self._shared_connection()
         try:
-            return self._tries()
+            self._start()
+            while not self._over():
+                if self.launch.signal and "kill" not in self.timers and "leave" not in self.timers:
+                    # It came before there was a client to end, or while another try ran.
+                    self.session.leave() if self.session else self.end("signal")
+                self.loop.step()
         finally:
-            if self.keeper:
-                self.keeper.close()
+            self._clean_up()
+        facts = self.facts
+        facts.code = self.client.code
+        if (
+            facts.shared
+            and self.settings.guarded
+            and facts.code == 1
+            and REFUSED_TERMINAL in facts.printed + facts.aside
+        ):
+            facts.meet("no terminal", REFUSED_TERMINAL)
+        self.log.write("the client ended with exit code {}".format(self.client.code))
+        return facts
 
-    def _tries(self):
-        ports = first_ports(self.request)
-        for number in range(1, TRIES + 1):
-            self._try(number, ports)
-            state = self.state
-            if self.signal or self.check_done or state.forwarding_disabled:
-                break
-            if state.no_terminal and not self.no_terminal:
-                self.no_terminal = True
-                self.log.write("the server allows no terminal: a computing kernel may outlive the connection")
-                continue
-            if state.started and not state.failed:
-                break
-            if state.old_plink and not self.old_plink:
-                self.old_plink = True
-                self.log.write("this plink is older than 0.77: the password has to stand in its arguments")
-            elif state.foreign_port and not self.lenient:
-                self.lenient = True
-                self.log.write("a forward of the ssh configuration failed: trying again without regard to it")
-            elif state.port_failed:
-                ports = draw_ports()
-                self.log.write("forwards were refused: the next block of ports is {}".format(ports[0]))
-            elif state.stale:
-                self.log.write("the shared connection is gone: a new one then")
-                stale, self.share = self.share, None
-                remove_if_there(stale)
-                self.share = self._shared_connection()
-            elif self.share or state.share_refused:
-                self.share, self.alone = None, True
-                self.log.write("the shared connection takes no further kernel: one of its own then")
-            elif state.dropped and not state.refused:
-                self.log.write("the server closed the connection before the login: trying again")
-                self._back_off(number)
-            else:
-                break
-        return self._finish()
-
-    @property
-    def check_done(self):
-        return bool(self.check and self.check.done)
-
-    def _try(self, number, ports):
-        self.plan = Plan(self.request, ports, self.switchboard.ports if self.switchboard else ())
-        if self.switchboard:
-            self.switchboard.pairs, self.switchboard.kernel_link = self.plan.pairs, self.plan.link
-        self.state = State()
-        argv, inherit = self._command()
-        self.log.write("try {}: {}".format(number, printable(redacted(argv))))
-        for forward in self.plan.forwards:
+    def _start(self):
+        environment, inherit = self.launch.environment, ()
+        password = self.launch.request.destination.password
+        if self.dialect is Plink:
+            words, inherit = self._plink_password(password)
+            argv = Plink.arguments(self.launch.request, self.plan, self.launch.program, words)
+        else:
+            if self.settings.separate:
+                self.pipe = LogPipe(self.loop, self._hear_log)
+            if password:
+                self.keeper = self.launch.keeper(self.settings, lambda: self.facts.version)
+                environment = self.keeper.environment(environment)
+            argv = self._openssh(self.pipe and self.pipe.path)
+        self.log.write("{}: {}".format(self.name, printable([self.launch.program] + argv)))
+        for forward in [] if self.is_login else self.plan.forwards:
             self.log.write("  {} {}".format(forward.flag, forward))
-        self._run_client(argv, inherit)
-        if self.state.shared:
-            self._take_forwards_back()
+        out, err = Lines(self._hear_out), Lines(self._hear_err)
+        factory = WindowsClient if WINDOWS else Client
+        sinks = {"out": out.feed, "err": err.feed}
+        line = self.session and self.session.line
+        self.client = factory(self.loop, [self.launch.program] + argv, environment, sinks, inherit, line=line)
+        if self.session:
+            self.session.attach(self.client)
+        if not self.is_login and (not self.session or self.launch.check):
+            self._within("connect", CALLBACK_SECONDS, self._no_connection)
+        self._within("login", LOGIN_SECONDS, lambda: self.end("no login"))
+        self._expect_answer()
 
-    def _command(self):
-        """The client's command line for this try, and the descriptors that it refers to."""
-        if self.kind is OpenSSH:
-            path = self.share or ("none" if self.alone else None)
-            extra = [("ControlPath", path)] if path else []
-            extra += [("RequestTTY", "no")] if self.no_terminal else []
-            return [self.program] + OpenSSH.arguments(self.request, self.plan, extra, self.lenient), ()
-        password, inherit = self._plink_password()
-        return [self.program] + Plink.arguments(self.request, self.plan, self.program, password), inherit
+    def _openssh(self, log):
+        request, settings = self.launch.request, self.settings
+        if not self.is_login:
+            return OpenSSH.arguments(request, self.plan, settings, log)
+        extra = [("ControlMaster", "auto"), ("ControlPersist", str(SHARE_SECONDS)), ("ClearAllForwardings", "yes")]
+        words = OpenSSH.login(request, settings, extra)
+        return ["-v"] + (["-E", log] if log else []) + words + ["-f", "-N", request.destination.host]
 
-    def _plink_password(self):
-        """How plink gets the password: from a descriptor, from a file that is removed as soon as it has
-        been read, or, where plink is too old for both, in its arguments."""
-        password = self.request.destination.password
+    def _plink_password(self, password):
+        """How plink gets the password: from a descriptor, or, on Windows, from a file that is removed as soon as
+        it has been read."""
         if not password:
             return (), ()
-        if self.old_plink:
-            return ("-pw", password), ()
         data = password.encode("utf-8", "surrogateescape") + b"\n"
         if WINDOWS:
             import tempfile
@@ -1675,48 +3161,501 @@ class Launch:
             except OSError:
                 pass  # still open in plink, on Windows: the next line of output tries again
 
-    # -- watching
+    def _over(self):
+        """Whether the client has ended, and the front end has what the kernel has sent."""
+        if not self.client.poll():
+            return False
+        if self.board and self.facts.stopped_by is None:
+            self._deliver()
+            return self.delivered
+        return True
 
-    def _run_client(self, argv, inherit=(), tail=None):
-        """Start a client and handle events until it has ended.
-
-        :param tail: what comes into this file is the client's output as well
-        """
-        factory = WindowsClient if WINDOWS else Client
-        self.killed = False
-        self.client = factory(self.loop, argv, self.environment, self._on_output, inherit)
-        callback = self.loop.after(CALLBACK_SECONDS, self._no_callback)
-        self._expect_answer()
-        if self.signal:
-            self._end_client()
-        if tail:
-            self._follow(self.client, tail, self._on_error_line)
-        while not self.client.poll():
-            self.loop.step()
-        if tail:
-            self._follow(self.client, tail, self._on_error_line)
-        for timer in (callback, self.killer, self.patience):
-            self.loop.cancel(timer)
-        self.killer = None
+    def _clean_up(self):
+        for name in list(self.timers):
+            self._disarm(name)
+        if self.probe:
+            self.probe.cancel()
+        if self.delivery:
+            self.delivery.stop()
+        for each in (self.board, self.way, self.keeper, self.pipe):
+            if each:
+                each.close()
         self._remove_password_file()
-        self.log.write("the client ended with exit code {}".format(self.client.code))
 
-    def _end_client(self):
-        if self.killer is None and self.client and self.client.code is None:
-            self.killed = True
+    # -- time
+
+    def _within(self, name, seconds, action):
+        """Have ``action()`` called unless the timer ``name`` is disarmed, or set again, before."""
+        self._disarm(name)
+
+        def act():
+            del self.timers[name]
+            action()
+
+        self.timers[name] = self.loop.after(seconds, act)
+
+    def _disarm(self, name):
+        self.loop.cancel(self.timers.pop(name, None))
+
+    def _expect_answer(self):
+        """Give the server another while to go on with the key exchange. ssh's own ``ConnectTimeout`` ends
+        with the server's first line, and plink has none."""
+        if self.facts.stage == SILENT:
+            if self.launch.connect_seconds:
+                self._within("answer", self.launch.connect_seconds + 0.5, lambda: self.end("no answer"))
+        else:
+            self._disarm("answer")
+
+    def end(self, why):
+        """End the client; the first reason is the one that counts."""
+        self.facts.stopped_by = self.facts.stopped_by or why
+        if self.client and self.client.code is None and "kill" not in self.timers:
+            self.facts.killed = True
             self.client.end()
-            self.killer = self.loop.after(KILL_SECONDS, lambda: self.client.end(force=True))
+            self._within("kill", KILL_SECONDS, lambda: self.client.end(force=True))
+            if self.delivery:
+                self.delivery.stop()
 
-    def _pause(self, seconds):
+    def answered(self):
+        """The relay over there has said hello."""
+        self._disarm("relay")
+        self._disarm("login")
+        self.facts.connected = True
+
+    def leave(self, seconds):
+        """End the client once it has passed on the last words, ``seconds`` from now at the latest."""
+        self.facts.stopped_by = self.facts.stopped_by or "signal"
+        self._within("leave", seconds, lambda: self.end("signal"))
+
+    def _no_connection(self):
+        if not self.facts.connected:
+            self.log.write("the kernel has not called back within {} s".format(CALLBACK_SECONDS))
+        if self.launch.check and self.session:
+            self.facts.stopped_by = "no kernel"
+            self.session.leave()
+        elif self.launch.check:
+            self.end("no kernel")
+
+    # -- what is said
+
+    def _hear_log(self, line):
+        """ssh itself, through a pipe of its own."""
+        self._remember(line)
+        self._note(self.dialect.read(line, self.facts.stage), line)
+
+    def _hear_err(self, line):
+        """What comes through stderr: with a pipe for ssh's own words, only what others say."""
+        facts = self.facts
+        if not self.settings.separate:
+            self._hear_log(line)
+            return
+        if facts.stage == STARTED:
+            self._hear_out(line)
+            return
+        keep(facts.aside, line)
+        self.log.quote("aside", line)
+        if facts.proxy:  # a jump host may have refused, which must not be tried again
+            self._note(self.dialect.read(line, facts.stage, aside=True), line)
+        elif facts.stage == SILENT and line.startswith(("command-line", "Couldn't open logfile")):
+            self._hear_log(line)  # said before ssh has opened its log
+
+    def _hear_out(self, line):
+        keep(self.facts.printed, line)
+        self.log.quote("kernel", line)
+
+    def _remember(self, line):
+        is_note = line.startswith(("debug1: ", "OpenSSH_", "Transferred: ", "Bytes per second: "))
+        keep(self.facts.notes if is_note else self.facts.said, line)
+        self.log.quote(self.dialect.kind, line)
+
+    def _note(self, event, line):
+        """Take an event into the facts, and act on what has changed."""
+        self._remove_password_file()
+        if event is None or (self.is_login and event[0] == "stale"):  # it is about to be made
+            self._expect_answer()
+            return
+        facts = self.facts
+        before = facts.stage, facts.exposed
+        note(facts, self.settings, self.plan, event[0], event[1], line)
+        self._expect_answer()
+        self._step(event[0], line)
+        if facts.obstacle and facts.obstacle not in ENDS_ITSELF:
+            self.end("obstacle")
+        if facts.stage == STARTED and before[0] != STARTED:
+            self._started()
+        if facts.exposed and not before[1]:
+            self.launch.step("server", EXPOSED)
+        if event[0] == "shared" and self.session:
+            self._within("login", SHARED_SECONDS, lambda: self.end("no login"))  # it may have died unnoticed
+        elif event[0] == "shared" and not self.is_login:
+            # Before 8.0 or so a client that shares a connection does not say that its session stands.
+            self._within("session", SESSION_SECONDS, self._session_stands)
+        if facts.ended:
+            self._disarm("lost")
+            self._deliver()
+
+    def _step(self, event, line):
+        name = {"name": "name", "proxy": "proxy", "host key": "host key", "login": "login"}.get(event)
+        if name:
+            text = line[len("debug1: ") :] if line.startswith("debug1: ") else line
+            for start in ("Connecting to ", "Server host key: ", "Executing proxy command: "):
+                text = text[len(start) :] if text.startswith(start) else text
+            self.launch.step(name, text.strip())
+        elif event == "told no terminal":
+            self.log.write(NO_TERMINAL)
+
+    # -- what happens
+
+    def _session_stands(self):
+        if self.facts.stage != STARTED:
+            self.facts.stage = STARTED
+            self._started()
+
+    def _started(self):
+        """The forwards stand, and the server has been told to run the kernel."""
+        self._disarm("login")
+        self._disarm("answer")
+        self._disarm("session")
+        if self.facts.obstacle:
+            return
+        if self.session:
+            self._within("relay", RELAY_SECONDS, lambda: self.end("no relay"))
+            return
+        request = self.launch.request
+        self.launch.step("forwards", "{} ports".format(len(self.plan.forwards)))
+        self.launch.step("kernel", "started")
+        if request.role is CONTROLLER and not request.callback:
+            ports = [forward.port for forward in self.plan.forwards if forward.flag == "-L"]
+            self.probe = Probe(self.loop, ports, self._held)
+        self.launch.started(self)
+
+    def _held(self, port):
+        self.facts.meet("held", "port {} is in use on the kernel machine".format(port))
+        self.log.write(self.facts.evidence)
+        self.end("obstacle")
+
+    def _connected(self):
+        self.facts.connected = True
+        self._disarm("connect")
+        if self.probe:
+            self.probe.cancel()
+        self.log.write("the kernel has called back after {:.1f} s".format(self.launch.seconds))
+        self.launch.connected()
+
+    def _lost(self):
+        """The front end has closed the main link, or has died. The kernel has a while to see that for itself."""
+        if not self.facts.ended:
+            self.facts.lost = True
+            self._within("lost", LOST_SECONDS, lambda: self.end("front end gone"))
+
+    def _deliver(self):
+        """The kernel has ended, or the client has: what is left is delivered before all connections are closed."""
+        if self.board and not self.delivery and not self.facts.stopped_by:
+            self.delivery = Delivery(self.loop, self.board, self._let_go)
+
+    def _let_go(self):
+        """Close all connections: a front end may keep its side open for ever, and so may what a kernel has left
+        behind. The client then ends by itself, unless it carries others, and tells the kernel's exit code."""
+        self.delivered = True
+        self.board.close()
+        self._within("late", LATE_SECONDS, lambda: self.end("links held"))
+
+
+def keep(lines, line):
+    """Add a line to those of which the last 200 are kept."""
+    lines.append(line)
+    del lines[:-200]
+
+
+class Launch:
+    """One launch: the loop over its tries, and what they have in common.
+
+    :param teller: hears the exit code as soon as it is known that the launch stands or has failed; a launcher
+        that returns early does so then
+    """
+
+    def __init__(self, request, program, dialect, log, teller):
+        self.request, self.program, self.dialect, self.log, self.teller = request, program, dialect, log, teller
+        self.loop = Loop()
+        self.environment = client_environment(os.environ)
+        self.signal = None  # the number of the one that has come
+        self.current = self.check = self.shared = None
+        self.died = ""  # what is to be said of an earlier kernel
+        self.begin = time.monotonic()
+        path = self._memory_path()
+        self.memory = Memory(path)
+
+    def _memory_path(self):
+        """Where this destination is remembered; None where there is no private folder."""
+        import zlib
+
+        there = self.request.destination
+        words = [self.program, str(there.user), there.host, str(there.port)]
+        words += ["{}={}".format(*option) for option in self.request.options]
+        name = "{:08x}".format(zlib.crc32("\0".join(words).encode("utf-8", "surrogateescape")))
+        try:
+            return os.path.join(private_folder(os.environ), name)
+        except OSError as error:
+            self.log.write("nothing is remembered from launch to launch: {}".format(error))
+            return None
+
+    @property
+    def seconds(self):
+        return time.monotonic() - self.begin
+
+    @property
+    def connect_seconds(self):
+        """How long a host may take to answer; 0 for as long as the system waits."""
+        return parse_seconds(self.request.option("ConnectTimeout"), CONNECT_SECONDS)
+
+    def run(self):
+        """Launch, watch, explain.
+
+        :returns: the exit code
+        :raises Fatal: the launch failed; the text says why
+        """
+        request = self.request
+        self._catch_signals()
+        if request.check:
+            self.check = Check(self)
+        if request.link and request.callback and rewritten(str(request.link), (65535, 65535)) is None:
+            self.step("link names", TOO_SHORT.format(request.link))
+        if request.check:
+            request.link = self.check.link
+            version = self.quietly([self.program, "-V"])[1].splitlines()
+            self.step("client", "{}, {}".format(self.program, (version or ["version unknown"])[0].strip()))
+        if request.destination.password and self.dialect is OpenSSH and WINDOWS:
+            raise Fatal("host: a password needs plink on Windows; ssh there takes keys only")
+        if request.relay is not None:
+            return self._relayed()
+        try:
+            facts, settings = self.follow(self._first_settings())
+        finally:
+            if self.shared:
+                self.shared.release()
+        return self._finish(facts, settings)
+
+    def _relayed(self):
+        """The same through a relay, which has a file of its own."""
+        import tunnel_relay
+
+        listener, path = None, self.hub_path
+        while path and listener is None:
+            lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            lock_soon(lock)
+            caller = call_hub(path)  # another launch may have become the hub meanwhile
+            if caller is None:
+                remove_if_there(path)
+                listener = listen(path, 128)
+            os.close(lock)
+            code = self.hand_over(caller) if caller else None
+            if code is not None:
+                return code
+        return tunnel_relay.launch(sys.modules[__name__], self, self._first_settings(), listener, path)
+
+    @property
+    def hub_path(self):
+        """Where the one process for all compute kernels of this destination listens; None without one."""
+        request = self.request
+        shared = request.share and request.role is COMPUTE and request.relay is not None and not request.check
+        return self._share_path() + "-hub" if shared and self.memory.path and not WINDOWS else None
+
+    def hand_over(self, caller):
+        """Have the hub run the kernel.
+
+        :param caller: a connection to it
+        :returns: the exit code; None where it has gone without a word
+        :raises Fatal: the kernel has not been started
+        """
+        import _socket
+
+        request = self.request
+        words = (str(request.link), request.kernel.path, request.links, self.log.path or os.devnull)
+        answer, more = b"", b" "
+        try:
+            caller.sendall(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))
+            while more:
+                more = caller.recv(65536)
+                answer += more
+        except _socket.timeout:
+            raise Fatal("the process that runs the kernels of this host does not answer; end it", 255) from None
+        except OSError:
+            pass  # it has gone
+        if not answer:
+            return None
+        code, _, text = answer.decode("utf-8", "replace").partition(" ")
+        if code != "0":
+            raise Fatal(text, parse_number(code) or 255)
+        self.teller.tell(0, text)
+        if text and self.teller.descriptor is None:
+            say(text)
+        return 0
+
+    def _first_settings(self):
+        request, known = self.request, self._recall()
+        ssh = self.dialect is OpenSSH
+        separate = ssh and not WINDOWS and self.memory.path is not None
+        asked = ssh and not request.kernel.on_windows and request.option("RequestTTY") is None
+        if request.share and request.relay is None:
+            if ssh and separate:
+                self.shared = SharedConnections(self, self.memory, self._share_path())
+            else:
+                self.log.write("--share needs OpenSSH on Linux or macOS: this kernel gets its own connection")
+        if known.get("terminal") == "no":
+            self.step("terminal", NO_TERMINAL)
+        return Settings(
+            first_ports(request),
+            terminal=known.get("terminal") != "no",
+            guarded=asked and "terminal" not in known and request.relay is None,
+            separate=separate,
+            asks=WINDOWS or any(os.environ.get(name) for name in ASKING),
+            share="" if self.shared else None,
+        )
+
+    def _share_path(self):
+        """Where control sockets can be: ssh takes 104 characters, adds 17 while it makes one, and reads more
+        into some characters."""
+        path = self.memory.path
+        plain = not path.strip("/._-+,@=" + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+        if len(path) > 78 or not plain:
+            path = os.path.join(private_folder({}), os.path.basename(path))
+        return path
+
+    def _recall(self):
+        """What earlier launches to this destination have left word of."""
+        known = self.memory.read()
+        if "died" in known:
+            self.died = "an earlier " + known["died"]
+            self.log.write(self.died)
+        return known
+
+    def follow(self, settings, login=False, session=None):
+        """Try until a kernel runs and has ended, or until there is nothing left to try.
+
+        :param login: whether it is only about the login of a shared connection
+        :param session: that of a relay, whose next connection it is about
+        :returns: facts and settings of the last try
+        """
+        number = 0
+        while True:
+            if self.signal:
+                return Facts(), settings
+            number += 1
+            if settings.ports is None:
+                settings = settings.but(ports=draw_ports())
+                self.log.write("the next block of ports is {}".format(settings.ports[0]))
+            if settings.share == "":
+                share = self.shared.take(settings)
+                settings = settings.but(share=share)
+            name = "shared connection" if login else "try {}".format(number)
+            outer, self.current = self.current, Try(self, settings, name, login, session)
+            plan = self.current.plan
+            try:
+                facts = self.current.run()
+            finally:
+                self.current = outer
+            if facts.shared and not login and (facts.killed or facts.code != 255):
+                taken = self._take_forwards_back(settings, plan)
+                if not taken and facts.connected and not facts.killed:
+                    facts.code = 255  # nobody is there any more: the connection was lost before all had come
+            self._learn(facts, settings)
+            following = after(facts, settings)
+            if following is None or self.signal:
+                return facts, settings
+            self.log.write("{}: trying again".format(following.why))
+            if self.check:
+                self.check.report("again", following.why)
+            settings = following.settings
+            # Launches that were dropped in the same moment part here.
+            self.pause(following.pause * (1 + os.urandom(1)[0] / 255))
+
+    def _learn(self, facts, settings):
+        """Remember for later launches what a try has found out."""
+        if facts.obstacle == "no terminal":
+            self.memory.keep("terminal", "no")
+        elif facts.stage == STARTED and settings.guarded and facts.connected:
+            self.memory.keep("terminal", "yes")
+        if self.shared and facts.obstacle == "full":
+            self.shared.refused()
+        if self.shared and facts.obstacle == "stale":
+            self.shared.gone()
+
+    def _take_forwards_back(self, settings, plan):
+        """Forwards stay on a shared connection when the session that asked for them ends.
+
+        :returns: whether that connection is still there
+        """
+        login = OpenSSH.login(self.request, settings)
+        argv = [self.program, "-O", "cancel"] + plan.forward_words + login
+        code, _ = self.quietly(argv + [self.request.destination.host])
+        self.log.write("forwards taken back from the shared connection: exit code {}".format(code))
+        return code == 0
+
+    # -- what tries call
+
+    def keeper(self, settings, version):
+        """Who answers a password prompt in one try."""
+        login = OpenSSH.login(self.request, settings) + [self.request.destination.host]
+        password = self.request.destination.password
+        return PasswordKeeper(self.loop, self.log, self.program, login, password, version)
+
+    def step(self, name, text):
+        """A step of the launch has been taken."""
+        self.log.write("{:.2f} s: {}: {}".format(self.seconds, name, text))
+        if self.check:
+            self.check.report(name, text)
+
+    def started(self, one):
+        """A try has come so far that the server runs the kernel."""
+        if self.shared:
+            self.shared.started()
+        if self.request.role is COMPUTE and not self.check:
+            if "kernel " + self.request.kernel.path in self.memory.read():
+                self._tell()
+            else:
+                # Nobody has seen this path run: if it does not exist, the server will say so about now.
+                self.loop.after(VERIFY_SECONDS, lambda: one.client.code is None and self._runs())
+
+    def _runs(self):
+        """The kernel's path is a good one."""
+        if self.request.role is COMPUTE:
+            self.memory.keep("kernel " + self.request.kernel.path, time.strftime("%Y-%m-%d %H:%M:%S"))
+            self._tell()
+
+    def _tell(self):
+        """The launch stands; what has been kept of an earlier one is said now."""
+        if self.died and not self.teller.told:
+            self.memory.keep("died", None)
+        self.teller.tell(0, self.died)
+
+    def connected(self):
+        """The kernel has connected to the main link."""
+        self._runs()
+
+    # -- events
+
+    def pause(self, seconds):
         """Let ``seconds`` pass; a signal ends it."""
         over = []
         self.loop.after(seconds, lambda: over.append(True))
         while not over and not self.signal:
             self.loop.step()
 
-    def _back_off(self, number):
-        """Let the server recover after failed try ``number``; launches of the same moment part here."""
-        self._pause(0.1 * 2**number * (1 + os.urandom(1)[0] / 255))
+    def quietly(self, argv):
+        """Run a command that ends by itself, 5 s at most.
+
+        :returns: its exit code and what it printed
+        """
+        said = []
+        sinks = {"out": said.append, "err": said.append}
+        client = (WindowsClient if WINDOWS else Client)(self.loop, argv, self.environment, sinks, watched=False)
+        timer = self.loop.after(5, lambda: client.end(force=True))
+        while not client.poll():
+            if self.signal:
+                client.end(force=True)
+            self.loop.step()
+        self.loop.cancel(timer)
+        return client.code, b"".join(said).decode("utf-8", "replace")
 
     def _catch_signals(self):
         import signal
@@ -1750,396 +3689,89 @@ class Launch:
 
     def _on_signal(self, number, _):
         self.signal = self.signal or number
-        self._end_client()
+        if self.current and self.current.session:
+            self.current.session.leave()
+        elif self.current:
+            self.current.end("signal")
 
-    def _expect_answer(self):
-        """Give the server another while to go on with the key exchange. ssh's own ``ConnectTimeout`` ends
-        with the server's first line, and plink has none."""
-        self.loop.cancel(self.patience)
-        if not self.state.answered:
-            client = self.client
-            self.patience = self.loop.after(self.connect_seconds + 0.5, lambda: self._give_up(client))
-
-    @property
-    def connect_seconds(self):
-        value = self.request.option("ConnectTimeout") or ""
-        return int(value) if value.isdigit() and int(value) else CONNECT_SECONDS
-
-    def _give_up(self, client):
-        if client is self.client:
-            self.state.gave_up = True
-            self._end_client()
-
-    def _no_callback(self):
-        if not self.state.called_back and self.callback_visible:
-            self.log.write("the kernel has not called back within {} s".format(CALLBACK_SECONDS))
-        if self.check:
-            self.state.silent = True
-            self._end_client()
-
-    @property
-    def callback_visible(self):
-        """Whether it is known when the kernel connects: a client that shares a connection which we did not
-        make does not tell."""
-        return not self.state.shared or self.share is not None
-
-    def _on_output(self, stream, line):
-        keep = self.state.printed if stream == "out" else self.state.said
-        keep.append(line)
-        del keep[:-200]
-        if stream == "out":
-            self._log_kernel(line)
-            return
-        self.log.write("{}: {}".format(self.kind.kind, line))
-        self._remove_password_file()
-        for words, event in self.kind.events:
-            if words in line:
-                self._on_event(event, line, line.partition(words)[2])
-                break
-        self._expect_answer()
-
-    def _on_error_line(self, line):
-        self._on_output("err", line)
-
-    def _log_kernel(self, line):
-        """A kernel may print without end; what it says at first is what helps."""
-        self.kernel_lines += 1
-        if self.kernel_lines <= KERNEL_LINES:
-            self.log.write("kernel: {}".format(line))
-        elif self.kernel_lines == KERNEL_LINES + 1:
-            self.log.write("kernel: ... what it prints from here on is not logged")
-
-    def _on_event(self, event, line, rest):
-        """An event of the client's has a method ``_on_...`` here, or is just noted in the state."""
-        action = getattr(self, "_on_" + event.replace(" ", "_"), None)
-        if action:
-            action(rest, line)
-            return
-        setattr(self.state, event.replace(" ", "_"), True)
-        if self.state.failed:
-            self._end_client()
-
-    def _on_name(self, rest, line):
-        self._step("name", rest.strip())
-
-    def _on_proxy(self, rest, line):
-        self.state.answered = True
-        self._step("proxy", rest.strip())
-
-    def _on_host_key(self, rest, line):
-        self.state.answered = True
-        self._step("host key", rest.strip())
-
-    def _on_login(self, rest, line):
-        self.state.answered = True
-        self._step("login", line.strip())
-
-    def _on_stale(self, rest, line):
-        """Nobody answers at the shared connection's socket; one of the user's own is none of our business."""
-        if self.share:
-            self.state.stale = True
-            self._end_client()
-
-    def _on_port(self, rest, line):
-        self._on_port_failed(rest.strip().rstrip("."), line)
-
-    def _on_remote_verdict(self, rest, line):
-        """plink: ``127.0.0.1:P enabled``, or ``... refused`` and why."""
-        if " refused" in rest:
-            self._on_port_failed(rest.split()[0].rpartition(":")[2], line)
-
-    def _on_local_verdict(self, rest, line):
-        """plink: ``127.0.0.1:P forwarding to ...``, with or without ``failed:`` and why."""
-        if " failed: " in rest:
-            self._on_port_failed(rest.split()[0].rpartition(":")[2], line)
-
-    def _on_status(self, rest, line):
-        number = parse_number((rest.split() or [""])[0])
-        if number is not None:  # ssh writes -1 where it has heard of none
-            self.state.status = number
-            self._on_ended(rest, line)
-
-    def _on_port_failed(self, port, line):
-        """A forward was refused. When it is one of the user's configuration, it is none of ours."""
-        number = parse_port(port)
-        if number is not None and not self.plan.owns(number):
-            self.state.foreign_port = not self.lenient
-        else:
-            self.state.port_failed = line.strip()
-        if self.state.failed:
-            self._end_client()
-
-    def _on_started(self, rest, line):
-        """The forwards stand, and the server has been told to run the kernel."""
-        if self.state.started:
-            return
-        self.state.started = self.state.answered = True  # a shared connection shows no host key
-        self._step("forwards", "{} ports".format(len(self.plan.forwards)))
-        self._step("kernel", "started")
-        client = self.client
-        if self.request.role is COMPUTE:
-            # One that has neither failed nor called back by then is for others to wait for.
-            self.loop.after(START_SECONDS, lambda: client.code is None and self._tell(0, ""))
-        if self.share:
-            # Only the shared connection's own log tells when a kernel connects through it.
-            recent = max(0, os.fstat(self.share_log).st_size - 4096)
-            self._follow(client, Tail(self.share_log, recent), self._on_shared_line)
-
-    def _follow(self, client, tail, on_line):
-        """Hand on what comes into a file while ``client`` runs."""
-        for line in tail.lines():
-            on_line(line)
-        if client is self.client and client.code is None:
-            self.loop.after(0.005, lambda: self._follow(client, tail, on_line))
-
-    def _on_shared_line(self, line):
-        _, found, rest = line.partition("client_request_forwarded_tcpip: listen ")
-        if found:
-            self._on_callback(rest, line)
-
-    def _on_callback(self, rest, line):
-        if not self.state.called_back and self._port_in(rest) == self.plan.link.data_port:
-            self.state.called_back = True
-            self.log.write("the kernel has called back after {:.1f} s".format(self.seconds))
-            self._tell(0, "")
-
-    @staticmethod
-    def _port_in(rest):
-        """The port in ssh's ``127.0.0.1 port P, originator ...`` or plink's ``127.0.0.1:P open ...``."""
-        words = rest.replace(",", " ").split() + ["", "", ""]
-        return parse_port(words[2] if words[1] == "port" else words[0].rpartition(":")[2])
-
-    def _on_ended(self, rest, line):
-        """The kernel has ended. A front end that closes its links late, or never, keeps the client."""
-        if not self.state.ended:
-            self.state.ended = True
-            client = self.client
-            self.loop.after(DRAIN_SECONDS, lambda: client is self.client and self._end_client())
-
-    def _step(self, name, text):
-        self.log.write("{:.2f} s: {}: {}".format(self.seconds, name, text))
-        if self.check:
-            self.check.report(name, text)
-
-    @property
-    def seconds(self):
-        return time.monotonic() - self.begin
-
-    # -- shared connections
-
-    def _shared_connection(self):
-        """A connection that all compute kernels of one destination share; made when there is none.
-
-        :returns: the path of its control socket; None when this launch needs a connection of its own
-        """
-        if self.kind is not OpenSSH or WINDOWS:
-            self.log.write("--share needs OpenSSH on Linux or macOS: this kernel gets its own connection")
-            return None
-        import zlib
-
-        login = OpenSSH.login(self.request) + [self.request.destination.host, self.program]
-        try:
-            name = "{:08x}".format(zlib.crc32("\0".join(login).encode("utf-8", "surrogateescape")))
-            path = os.path.join(private_folder(os.environ), name)
-            if len(path) > 80:  # of 104 in sockaddr_un; ssh adds 17 while it makes one
-                path = os.path.join(private_folder({}), name)
-            lock = os.open(path + ".log", os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        except OSError as error:
-            self.log.write("no shared connection: {}".format(error))
-            return None
-        self.share_log = lock
-        if not self._lock(lock):
-            self.log.write("another launch has been logging in for too long: this one goes its own way")
-            return None
-        try:
-            # Whether anybody answers there, the launch itself will tell.
-            return path if os.path.exists(path) else self._start_master(path, lock)
-        finally:
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_UN)
-
-    def _lock(self, descriptor, seconds=120):
-        """Wait for our turn to look for, or make, the shared connection. The other launch may be waiting
-        for somebody to type a second factor."""
-        import fcntl
-
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.signal:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
-            except OSError:
-                self._pause(0.01)
-        return False
-
-    def _start_master(self, path, log):
-        """Log in and leave a connection in the background.
-
-        :returns: ``path``
-        :raises Fatal: the login failed, so one of its own would fail too
-        """
-        extra = [
-            ("ControlMaster", "auto"),
-            ("ControlPath", path),
-            ("ControlPersist", str(SHARE_SECONDS)),
-            ("ClearAllForwardings", "yes"),
-        ]
-        os.ftruncate(log, 0)
-        login = OpenSSH.login(self.request, extra) + ["-v", "-E", path + ".log", "-f", "-N"]
-        argv = [self.program] + login + [self.request.destination.host]
-        tail = Tail(log, 0)  # where its output goes, since that outlives this launch
-        for number in range(1, TRIES + 1):
-            self.state, self.plan = State(), Plan(self.request, first_ports(self.request), ())
-            self.log.write("shared connection: {}".format(printable(argv)))
-            self._run_client(argv, (), tail)
-            if self.client.code == 0 or self.signal:
-                return path
-            if not self.state.dropped or number == TRIES:
-                break
-            self._back_off(number)
-        raise Fatal(self._explain(), self.failure_code)
-
-    def _client_version(self):
-        lines = run_quietly([self.program, "-V"], self.environment)[1].splitlines()
-        return (lines or ["version unknown"])[0].strip()
-
-    def _take_forwards_back(self):
-        """Forwards stay on a shared connection when the session that asked for them ends."""
-        login = OpenSSH.login(self.request, [("ControlPath", self.share)] if self.share else [])
-        argv = [self.program, "-O", "cancel"] + self.plan.forward_words + login
-        code, _ = run_quietly(argv + [self.request.destination.host], self.environment)
-        self.log.write("forwards taken back from the shared connection: exit code {}".format(code))
+    def abandon(self):
+        """End a client that still runs: only a defect leaves one."""
+        if self.current and self.current.client:
+            self.current.client.end(force=True)
 
     # -- the end
 
-    def _tell(self, code, text):
-        if not self.told:
-            self.told = True
-            self.tell(code, text)
-
-    def _finish(self):
+    def _finish(self, facts, settings):
         """The exit code of a launch that is over.
 
         :raises Fatal: it has failed
         """
-        state, code = self.state, self.client.code
+        code = verdict(self.dialect, facts, self.signal)
         if self.signal:
-            text = "ended by signal {}".format(self.signal)
-            self.log.write(text)
-            self._tell(128 + self.signal, text)
-            return 128 + self.signal
-        if self.check_done:
+            self.log.write("ended by signal {}".format(self.signal))
+            return code
+        if self.check and facts.stopped_by == "checked":
             return 0
-        if self.kernel_ended and (state.called_back or not self.callback_visible):
-            code = state.status if state.status is not None else 0 if self.killed else code
-            text = "the kernel has ended after {:.0f} s with exit code {}".format(self.seconds, code)
-            if code == 0 or state.called_back:
-                self.log.write(text)
-                self._tell(code, text if code else "")
-                return code
-        raise Fatal(self._explain(), self.failure_code)
+        if facts.stopped_by == "front end gone":
+            self.log.write("the front end has closed the main link: the kernel has been hung up on")
+            return code
+        if facts.kernel_ended and facts.connected and facts.kernel_code is not None:
+            self.log.write("the kernel has ended after {:.0f} s with exit code {}".format(self.seconds, code))
+            return code
+        text = explain(self, facts, settings)
+        if self.request.role is COMPUTE and self.teller.told and not facts.connected:
+            self.remember_death(text, self.request)
+        raise Fatal(text, code)
 
-    @property
-    def failure_code(self):
-        """The client's own exit code; where it had to be ended, the one that it has for failures."""
-        return self.kind.failure if self.killed else self.client.code or 1
+    def remember_death(self, text, request):
+        """Have the next launch tell that a kernel ended before it connected, though its launch had returned."""
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
 
-    @property
-    def kernel_ended(self):
-        """Whether it was the kernel's end that ended the launch; for a client that shares another's
-        connection its exit code tells, which is 255 when the connection is lost."""
-        state = self.state
-        return state.ended or (state.started and state.shared and self.client.code != 255)
-
-    def _explain(self):
-        state, host = self.state, self.request.destination
-        said, printed = "\n".join(state.said), "\n".join(state.printed)
-        code = state.status if state.status is not None else self.client.code
-        facts = {
-            "host": host.host,
-            "kernel": self.request.kernel.path,
-            "seconds": self.connect_seconds,
-            "by_hand": self._by_hand(),
-            "code": ", with exit code {}".format(code),
-            "last": (last_words(state.said) or "it said nothing").strip(),
-            "said": (state.printed or [""])[-1].strip(),
-        }
-        tried = "launching {} on {}".format(self.request.role, host)
-        if state.forwarding_disabled:
-            why = "the server forwards no ports; set AllowTcpForwarding yes in its sshd_config"
-        elif state.port_failed:
-            why = (
-                "{} blocks of ports were refused ({}); if the server forbids forwarding, set"
-                " AllowTcpForwarding yes in its sshd_config".format(TRIES, state.port_failed)
+        def alter(values):
+            values["died"] = "launch, at {}, failed after it had returned: {}".format(
+                when, text.replace("\t", " ")
             )
-        elif state.silent:
-            why = "the kernel has not called back within {} s; run it by hand: {}".format(
-                CALLBACK_SECONDS, facts["by_hand"]
-            )
-        elif self.kernel_ended:
-            text = "{}\n{}\ncode={}".format(printed, said if not state.ended else "", code)
-            why = diagnose(KERNEL_DIAGNOSES, text, facts)
-        elif state.started:
-            why = "the connection was lost ({}); the kernel has been hung up on".format(facts["last"])
-        else:
-            said += "\ntimed out" if state.gave_up else ""
-            why = diagnose(DIAGNOSES, said, facts) or "{} failed with exit code {}: {}; try: {}".format(
-                self.kind.kind, self.client.code, facts["last"], facts["by_hand"]
-            )
-        return "{}: {}".format(tried, why)
+            values.pop("kernel " + request.kernel.path, None)
 
-    def _by_hand(self):
-        there = self.request.destination
-        flag = ["-p" if self.kind is OpenSSH else "-P", str(there.port)] if there.port else []
-        user = ["-l", there.user] if there.user else []
-        program = os.path.basename(self.program) if self.kind is Plink else "ssh"
-        return printable([program] + flag + user + [there.host, self.request.kernel.quoted])
+        self.memory.change(alter)
 
 
-def remove_if_there(path):
-    try:
-        os.remove(path)
-    except FileNotFoundError:
-        pass  # ssh has removed it meanwhile
+def parse_seconds(text, otherwise):
+    """A time as ssh takes it: ``90``, ``1m``, ``1h30m``; 0 and ``none`` stand for no limit.
 
-
-def last_words(lines):
-    """The last line of a client that is neither debugging output nor statistics."""
-    for line in reversed(lines):
-        if not line.startswith(("debug", "Transferred:", "Bytes per second:")):
-            return line
-    return None
-
-
-class Tail:
-    """What another process appends to a file, in lines."""
-
-    def __init__(self, descriptor, position):
-        self.descriptor, self.position = descriptor, position
-
-    def lines(self):
-        """The whole lines that have come since the last call, 64 KiB of them at most."""
-        whole = os.pread(self.descriptor, 65536, self.position).split(b"\n")[:-1]
-        self.position += sum(len(line) + 1 for line in whole)
-        return [line.decode("utf-8", "replace").rstrip("\r") for line in whole]
+    :param text: the option's value, or None
+    :param otherwise: what is right for None, and for what ssh itself is going to refuse
+    :returns: seconds (sshd_config(5), TIME FORMATS)
+    """
+    if text is None or text.lower() == "none":
+        return otherwise if text is None else 0
+    total, digits = 0, ""
+    for character in text.lower() + ("" if text[-1:].isalpha() else "s"):
+        if character in "0123456789":
+            digits += character
+            continue
+        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(character)
+        if not digits or unit is None:
+            return otherwise
+        total, digits = total + int(digits) * unit, ""
+    return min(total, 1 << 30)
 
 
 class Check:
     """``--check``: plays the front end, reports each step, and stops the kernel when it has called back."""
 
     def __init__(self, launch):
-        self.launch, self.done = launch, False
-        data, message = listen(), listen()
+        self.launch = launch
+        self.listeners = data, message = listen(), listen()
         self.link = LinkName(data.getsockname()[1], LOOPBACK, message.getsockname()[1], LOOPBACK)
         launch.loop.readers[data] = lambda: self._accept(data, "data channel")
         launch.loop.readers[message] = lambda: self._accept(message, "message channel")
         self.seen = {}
-        self.colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+        self.colours = bool(sys.stdout) and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     def report(self, name, text):
         mark = "\033[32mok\033[0m" if self.colours else "ok"
-        print("{:6.2f} s  {}  {}: {}".format(self.launch.seconds, mark, name, text), flush=True)
+        show("{:6.2f} s  {}  {}: {}\n".format(self.launch.seconds, mark, name, text))
 
     def _accept(self, listener, name):
         connection = accept(listener)
@@ -2147,12 +3779,12 @@ class Check:
             return
         del self.launch.loop.readers[listener]
         self.seen[name] = connection
-        self.launch._step(name, "the kernel has connected")
+        self.launch.step(name, "the kernel has connected")
         if name == "data channel":
             self.launch.loop.readers[connection] = lambda: self._answer(connection)
         if len(self.seen) == 2:
-            self.done = True
-            self.launch._end_client()
+            current = self.launch.current
+            current.session.cut() if current.session else current.end("checked")
 
     def _answer(self, connection):
         """A connecting link asks which message port it may use, and opens that after this answer."""
@@ -2173,69 +3805,90 @@ def printable(argv):
     return " ".join(words)
 
 
-def redacted(argv):
-    """``argv`` without the password that an old plink needs in it."""
-    hidden = list(argv)
-    if "-pw" in hidden[:-1]:
-        hidden[hidden.index("-pw") + 1] = "***"
-    return hidden
-
-
-def dry_run(request, program, client):
+def dry_run(request, program, dialect):
     """Print what would be run, and the ports."""
     request.link = request.link or LinkName(49152, LOOPBACK, 49153, LOOPBACK)
-    relays = (0,) * 5 if request.callback else ()
-    plan = Plan(request, first_ports(request), relays)
-    if client is Plink:
+    settings = Settings(first_ports(request))
+    if request.relay is None:
+        plan = Plan(request, settings, ())
+    else:
+        import tunnel_relay
+
+        plan = tunnel_relay.NoForwards()
+    if dialect is Plink:
         password = ("-pwfile", "***") if request.destination.password else ()
         argv = Plink.arguments(request, plan, program, password)
     else:
-        argv = OpenSSH.arguments(request, plan)
-    print(printable([program] + argv))
+        argv = OpenSSH.arguments(request, plan, settings)
+    show(printable([program] + argv) + "\n")
     for forward in plan.forwards:
         arrow = "to the front end" if forward.flag == "-R" else "to the kernel"
-        target = forward.to or "a port of the switchboard, chosen at launch"
-        print("{} {}:{} -> {}:{}  {}".format(forward.flag, LOOPBACK, forward.port, forward.host, target, arrow))
-    print("link name for the kernel: {}".format(plan.link))
-    return 0
+        target = forward.to or "a port of the launcher, chosen at launch"
+        show("{} {}:{} -> {}:{}  {}\n".format(forward.flag, LOOPBACK, forward.port, forward.host, target, arrow))
+    if request.relay is not None:
+        return show(tunnel_relay.preview(sys.modules[__name__], request))
+    return show("link name for the kernel: {}\n".format(plan.link))
 
 
 # ------------------------------------------------------------------------------------------------ main
 
 
-def prepare(request, script, folder):
-    """Find the client and open the log.
+class Teller:
+    """Tells exit code and line of a launch, once: to whoever waits at the other end of a pipe, if anybody does."""
 
-    :returns: a function that launches; see :class:`Launch` for its argument ``tell`` and its result
-    :raises Fatal: there is no client, or it has no word for an option
-    """
-    program, client = find_client(request.client, os.environ)
-    if client is Plink:
-        Plink.check(request)
-    if request.dry_run:
-        return lambda tell=None: dry_run(request, program, client)
-    log = Log(folder, script, os.environ)
-    log.write("tunnel {}, {}.py, Python {}, {}".format(VERSION, script, sys.version.split()[0], sys.platform))
-    log.write("{} {} {}".format(request.destination, request.kernel.path, request.link or "--check"))
+    def __init__(self, descriptor=None):
+        self.descriptor, self.told = descriptor, False
 
-    def launch(tell=None):
-        work = Launch(request, program, client, log, tell)
+    def tell(self, code, text):
+        if self.descriptor is None or self.told:
+            return
+        self.told = True
         try:
-            return work.run()
-        except Fatal as error:
-            log.write(error.text)
-            raise
-        except Exception:
-            if os.environ.get("TUNNEL_DEBUG"):
-                import traceback
+            os.write(self.descriptor, "{} {}".format(code, text).encode("utf-8", "backslashreplace"))
+        except OSError:
+            pass  # whoever waited has gone
+        os.close(self.descriptor)
 
-                log.write(traceback.format_exc())
-            log.write(DEFECT.format(""))
-            raise
-        finally:
+    @staticmethod
+    def hear(data):
+        """The exit code that :meth:`tell` has written; its line goes to stderr."""
+        code, _, text = data.decode("utf-8", "replace").partition(" ")
+        if text:
+            say(text)
+        number = parse_number(code)
+        return EX_SOFTWARE if number is None else number
+
+
+def launch(request, program, dialect, log, teller):
+    """Launch; whatever goes wrong stands in the log too.
+
+    :returns: the exit code
+    :raises Fatal: the launch failed
+    """
+    work = None
+    try:
+        work = Launch(request, program, dialect, log, teller)
+        return work.run()
+    except Fatal as error:
+        log.write(error.text)
+        raise
+    except Exception as error:
+        if os.environ.get("TUNNEL_DEBUG"):
+            import traceback
+
+            log.write(traceback.format_exc())
+        log.write(line_for(error)[1])
+        raise
+    finally:
+        if work:
             work.abandon()
 
-    return launch
+
+def line_for(error):
+    """Exit code and line for an error that nobody has foreseen."""
+    if getattr(error, "errno", None) in TOO_MANY_FILES or "Too many open files" in str(error):
+        return EX_UNAVAILABLE, "too many open files: a launch needs about 40; raise the limit (ulimit -n)"
+    return EX_SOFTWARE, DEFECT.format(" ({})".format(type(error).__name__))
 
 
 def guarded(work):
@@ -2250,7 +3903,7 @@ def guarded(work):
     except KeyboardInterrupt:
         return 130, "interrupted"
     except Exception as error:
-        return EX_SOFTWARE, DEFECT.format(" ({})".format(type(error).__name__))
+        return line_for(error)
 
 
 def main(script="tunnel", role=CONTROLLER, argv=None):
@@ -2265,11 +3918,9 @@ def main(script="tunnel", role=CONTROLLER, argv=None):
     if "TUNNEL_ASKPASS" in os.environ and len(argv) == 1:
         return guarded(lambda: ask_password(argv[0]))[0]
     if argv[:1] in (["--help"], ["-h"]):
-        print(USAGE.format(script=script, role=role), end="")
-        return 0
+        return show(USAGE.format(script=script, role=role))
     if argv[:1] == ["--version"]:
-        print("tunnel " + VERSION)
-        return 0
+        return show("tunnel " + VERSION + "\n")
     code, text = guarded(lambda: start(script, role, argv))
     if text:
         say(text)
@@ -2286,39 +3937,60 @@ def start(script, role, argv):
     in_front = role is CONTROLLER or request.dry_run or request.check
     if WINDOWS and not in_front and not inside:
         return detach_on_windows(os.path.join(folder, script + ".py"), argv)
-    launch = prepare(request, script, folder)
+    program, dialect = find_client(request.client, os.environ)
+    dialect.check(request)
+    if request.dry_run:
+        return dry_run(request, program, dialect)
+    let_go_of_descriptors()
+    log = Log(folder, script, os.environ)
+    log.write("tunnel {}, {}.py, Python {}, {}".format(VERSION, script, sys.version.split()[0], sys.platform))
+    log.write("{} {} {}".format(request.destination, request.kernel.path, request.link or "--check"))
     if in_front:
-        return launch()
-    return launch_told(launch, 1) if inside else detach(launch)
+        return launch(request, program, dialect, log, Teller())
+    if request.share and request.relay is not None:
+        work = Launch(request, program, dialect, log, Teller())
+        caller = call_hub(work.hub_path)
+        code = work.hand_over(caller) if caller else None
+        if code is not None:
+            return code
+
+    def work(teller):
+        code, text = guarded(lambda: launch(request, program, dialect, log, teller))
+        teller.tell(code, text)
+        return code
+
+    return work(Teller(1)) if inside else detach(work)
 
 
-def launch_told(launch, descriptor):
-    """Launch, and write exit code and line to ``descriptor`` as soon as they are known; then close it."""
+def let_go_of_descriptors():
+    """Close what the caller has open, a front end's listening sockets among it, and make sure that there are three
+    standard streams: whatever is opened next would take their places."""
+    if WINDOWS:
+        return
+    try:
+        names = [int(name) for name in os.listdir("/dev/fd") if name.isdigit()]
+    except OSError:
+        names = range(256)
+    for descriptor in names:
+        if descriptor > 2:
+            try:
+                os.close(descriptor)
+            except OSError:
+                pass  # the one that listed them
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
-    def tell(code, text):
-        os.write(descriptor, "{} {}".format(code, text).encode("utf-8", "backslashreplace"))
-        os.close(descriptor)
 
-    told = []
-    code, text = guarded(lambda: launch(lambda *verdict: told.append(tell(*verdict))))
-    if not told:
-        tell(code, text)
-    return code
-
-
-def hear(data):
-    """The exit code that :func:`launch_told` has written; its line goes to stderr."""
-    code, _, text = data.decode("utf-8", "replace").partition(" ")
-    if text:
-        say(text)
-    return int(code) if code.isdigit() else EX_SOFTWARE
-
-
-def detach(launch):
+def detach(work):
     """Launch in a process of its own, and return as soon as the launch stands or has failed.
 
     The parallel tools start one kernel after the other, so this has to return; but somebody has to stay
     and end the client when its kernel has ended.
+
+    :param work: called with a :class:`Teller`
     """
     import signal
 
@@ -2331,7 +4003,8 @@ def detach(launch):
             null = os.open(os.devnull, os.O_RDWR)
             for number in range(3):
                 os.dup2(null, number)
-            launch_told(launch, writer)
+            os.close(null)
+            work(Teller(writer))
         finally:
             os._exit(0)
     os.close(writer)
@@ -2341,7 +4014,7 @@ def detach(launch):
     while True:
         more = os.read(reader, 4096)
         if not more:
-            return hear(data)
+            return Teller.hear(data)
         data += more
 
 
@@ -2361,7 +4034,7 @@ def detach_on_windows(path, argv):
     )
     child.stdin.write(json.dumps(argv).encode("ascii"))
     child.stdin.close()
-    return hear(child.stdout.read())
+    return Teller.hear(child.stdout.read())
 
 
 def detached_arguments():

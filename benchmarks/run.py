@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure what the README states: start-up, launches, bulk transfer, memory. Prints ratios of one run.
 
-usage: python3 benchmarks/run.py [startup|channels|share|bulk|latency|memory ...]
+usage: python3 benchmarks/run.py [startup|channels|launches|bulk|latency|memory ...]
 
 Everything that is compared is measured alternately in the same run, and medians are compared. As root, since
 the kernel machine is a network namespace here.
@@ -48,8 +48,9 @@ def compare(works, rounds):
 class Bench:
     def __init__(self, machine, folder):
         self.machine, self.folder = machine, folder
-        self.kernel = machine.install_kernel("usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel")
-        self.modern = machine.install_kernel("usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel")
+        self.kernel = machine.install_kernel("usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel", "boot=0")
+        self.modern = machine.install_kernel("usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel", "boot=0")
+        self.slow = machine.install_kernel("slow/10.1/MathKernel", "boot=3")
         self.environment = {"TUNNEL_SSH": machine.ssh, "XDG_RUNTIME_DIR": folder}
         home = os.path.join(folder, "home")
         os.mkdir(home)
@@ -118,14 +119,13 @@ class Bench:
     def channels(self):
         """Until all channels stand, against the login alone."""
 
-        def stand(role, kernel):
+        def stand(role, kernel, *options):
             def once():
                 end = frontend.FrontEnd(role)
                 begin = time.perf_counter()
                 name = "tunnel_sub" if role == "compute" else "tunnel"
-                end.launch(
-                    self.machine.destination, kernel, environment=self.environment, command=self.drop_in(name)
-                )
+                words = list(options) + [self.machine.destination, kernel]
+                end.launch(*words, environment=self.environment, command=self.drop_in(name))
                 end.accept()
                 seconds = time.perf_counter() - begin
                 end.__exit__()
@@ -141,39 +141,89 @@ class Bench:
                 "ssh host true": bare,
                 "compute kernel, 2 channels": stand("compute", self.kernel),
                 "controller kernel, 6 channels": stand("callback", self.modern),
+                "controller kernel, 6 channels, --relay": stand("callback", self.modern, "--relay"),
             },
             9,
         )
         for name, seconds in found.items():
             line("until it stands: " + name, 1000 * seconds, "ms")
-        for name in ("compute kernel, 2 channels", "controller kernel, 6 channels"):
+        for name in list(found)[1:]:
             line("  " + name + " over ssh host true", found[name] / found["ssh host true"], "x")
 
-    def share(self):
-        """Sixteen compute kernels, one launch after the other as the parallel tools do it."""
+    def bare_login(self, end, kernel, folder):
+        """``ssh -f`` with the two forwards of a compute kernel, as the shell scripts had it."""
+        forwards = []
+        for part in end.link.split(","):
+            port = part.partition("@")[0]
+            forwards += ["-R", "127.0.0.1:{0}:127.0.0.1:{0}".format(port)]
+        command = '"{}" -wstp -LinkMode Connect -LinkProtocol TCPIP -LinkName {} -subkernel'.format(
+            kernel, end.link
+        )
+        argv = [self.machine.ssh, "-f", "-o", "ExitOnForwardFailure=yes"] + forwards
+        argv += [self.machine.address, command]
+        null = subprocess.DEVNULL
+        subprocess.check_call(argv, stdin=null, stdout=null, stderr=null, env=dict(os.environ, ROUND=folder))
 
-        def sixteen(*options):
-            def once():
-                ends = [frontend.FrontEnd("compute") for _ in range(16)]
-                begin = time.perf_counter()
-                for end in ends:
-                    words = list(options) + [self.machine.destination, self.kernel]
-                    end.launch(*words, environment=self.environment, command=self.drop_in("tunnel_sub"))
-                    if end.wait(60)[0]:
-                        raise SystemExit("a launch failed")
-                seconds = time.perf_counter() - begin
-                for end in ends:
-                    end.accept()
-                for end in ends:
-                    end.__exit__()
-                return seconds
+    def launcher(self, *options):
+        """A function that launches as :meth:`bare_login` does, through the drop-in."""
 
-            return once
+        def one(end, kernel, folder):
+            environment = dict(self.environment, XDG_RUNTIME_DIR=folder)
+            words = list(options) + [self.machine.destination, kernel]
+            end.launch(*words, environment=environment, command=self.drop_in("tunnel_sub"))
+            if end.wait(60)[0]:
+                raise SystemExit("a launch failed")
 
-        found = compare({"16 logins": sixteen(), "--share": sixteen("--share")}, 3)
-        for name, seconds in found.items():
-            line("16 compute kernels: " + name, seconds, "s")
-        line("  16 logins over --share", found["16 logins"] / found["--share"], "x", "aim: 4")
+        return one
+
+    def several(self, count, kernel, one):
+        """Launch ``count`` kernels, one after the other; nothing is remembered from an earlier round.
+
+        :returns: seconds until all have been launched, seconds until all have connected, logins
+        """
+        folder = tempfile.mkdtemp(prefix="tunnel-run-")
+        ends = [frontend.FrontEnd("compute") for _ in range(count)]
+        before = self.machine.logins()
+        begin = time.perf_counter()
+        for end in ends:
+            one(end, kernel, folder)
+        launched = time.perf_counter() - begin
+        for end in ends:
+            end.accept()
+        connected = time.perf_counter() - begin
+        logins = self.machine.logins() - before
+        for end in ends:
+            end.__exit__()
+        for pid in rig.processes_with(folder):
+            rig.end_process(pid)
+        rig.wait_until(lambda: not self.machine.kernels() and not self.machine.listeners(), 20)
+        shutil.rmtree(folder)
+        return launched, connected, logins
+
+    def against_bare(self, name, count, kernel, one, what, aim=""):
+        """Print the medians of three rounds, and the median ratio of ``one`` to bare logins.
+
+        :param what: 0 for launched, 1 for connected
+        """
+        found = [[self.several(count, kernel, each) for each in (self.bare_login, one)] for _ in range(3)]
+        for position, label in enumerate(("{} x ssh -f".format(count), name)):
+            seconds = statistics.median(each[position][what] for each in found)
+            line("  " + label, seconds, "s", "{} logins".format(found[-1][position][2]))
+        line("  {} over ssh -f".format(name), statistics.median(e[1][what] / e[0][what] for e in found), "x", aim)
+
+    def launches(self):
+        """Compute kernels, one launch after the other as the parallel tools do it, against bare logins; the server
+        has its default settings (10 sessions for a connection)."""
+        share, relay = self.launcher("--share"), self.launcher("--relay", "--share")
+        print("until all launches have returned")
+        self.against_bare("8 launches", 8, self.kernel, self.launcher(), 0, "aim: 1.15")
+        self.against_bare("16 launches, --share", 16, self.kernel, share, 0, "aim: 0.45")
+        self.against_bare("64 launches, --share", 64, self.kernel, share, 0, "aim: 0.35")
+        self.against_bare("64 launches, --relay --share", 64, self.kernel, relay, 0, "aim: 0.2")
+        print("until kernels that boot for 3 s have all connected")
+        self.against_bare("16 launches", 16, self.slow, self.launcher(), 1, "aim: 1.15")
+        self.against_bare("16 launches, --share", 16, self.slow, share, 1, "aim: below 1")
+        self.against_bare("16 launches, --relay --share", 16, self.slow, relay, 1, "aim: below 1")
 
     def bulk(self):
         """Bulk data there and back through each kind of link, against a bare ``ssh -R``."""
@@ -234,10 +284,10 @@ class Bench:
         found = compare(
             {
                 "bare ssh -R": bare,
-                "main link, direct (up to 11.0)": link("classic", self.classic(), 0),
-                "main link, through the switchboard": link("callback", self.modern, 0),
-                "preemptive link, -L (up to 11.0)": link("classic", self.classic(), 2),
-                "preemptive link, through the switchboard": link("callback", self.modern, 2),
+                "main link": link("callback", self.modern, 0),
+                "preemptive link, up to 11.0": link("classic", self.classic(), 2),
+                "preemptive link, 11.1 and later": link("callback", self.modern, 2),
+                "main link, --relay": link("callback", self.modern, 0, "--relay"),
             },
             5,
         )
@@ -247,9 +297,7 @@ class Bench:
             line("  {} over bare ssh -R".format(name), found["bare ssh -R"] / found[name], "x", "aim: 0.9")
 
     def classic(self):
-        kernel = self.machine.install_kernel("opt/Mathematica/9.0/MathKernel")
-        self.machine.behave(kernel, "classic")
-        return kernel
+        return self.machine.install_kernel("opt/Mathematica/9.0/MathKernel", "classic", "boot=0")
 
     @staticmethod
     def pour(connection, size):
@@ -259,11 +307,11 @@ class Bench:
             sent += len(block)
 
     def latency(self):
-        """A byte there and back on the main link, with the switchboard and without."""
+        """A byte there and back on the main link, with forwards and through a relay."""
 
-        def prepare(role, kernel):
+        def prepare(role, kernel, *options):
             end = frontend.FrontEnd(role)
-            words = ["-o", "Compression=no", self.machine.destination, kernel]
+            words = ["-o", "Compression=no"] + list(options) + [self.machine.destination, kernel]
             end.launch(*words, environment=self.environment, command=self.drop_in("tunnel"))
             end.accept()
             return end
@@ -278,18 +326,17 @@ class Bench:
 
             return once
 
-        ends = [prepare("classic", self.classic()), prepare("callback", self.modern)]
+        ends = [prepare("callback", self.modern), prepare("callback", self.modern, "--relay")]
         for end in ends:
             end.channels[0].setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         found = compare(
-            {"direct": round_trips(ends[0].channels[0]), "switchboard": round_trips(ends[1].channels[0])}, 21
+            {"forwards": round_trips(ends[0].channels[0]), "relay": round_trips(ends[1].channels[0])}, 21
         )
         for end in ends:
             end.__exit__()
         for name, seconds in found.items():
             line("1 byte there and back, main link: " + name, 1000 * seconds, "ms")
-        line("  switchboard over direct", found["switchboard"] / found["direct"], "x")
-        line("  added by the switchboard", 1000 * (found["switchboard"] - found["direct"]), "ms", "aim: 0.1")
+        line("  relay over forwards", found["relay"] / found["forwards"], "x", "aim: 3")
 
     def memory(self):
         """Resident memory, and processor time over five seconds, of launchers that wait."""
@@ -325,7 +372,7 @@ class Bench:
 
 def main(names):
     setup.install_packages({name: setup.PACKAGES[name] for name in ("sshd", "ssh", "ip", "openssl")})
-    names = names or ["startup", "channels", "share", "bulk", "latency", "memory"]
+    names = names or ["startup", "channels", "launches", "bulk", "latency", "memory"]
     with open("/proc/cpuinfo") as stream:
         models = [each.partition(":")[2].strip() for each in stream if each.startswith("model name")]
     version = subprocess.run(["ssh", "-V"], stderr=subprocess.PIPE).stderr.decode().strip()
@@ -334,7 +381,7 @@ def main(names):
     )
     folder = tempfile.mkdtemp(prefix="tunnel-run-")
     try:
-        with rig.KernelMachine(sshd_options=["MaxSessions 100"]) as machine:
+        with rig.KernelMachine() as machine:
             bench = Bench(machine, folder)
             for name in names:
                 getattr(bench, name)()

@@ -29,7 +29,22 @@ def start(machine):
         return pytest.skip(str(reason))
 
 
+def needed(program):
+    """The path of a program; without it skip, but in CI fail."""
+    path = shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/lib/wine")
+    if not path:
+        reason = "needs {}; `python3 tests/run.py` installs it".format(program)
+        assert not os.environ.get("CI"), reason
+        pytest.skip(reason)
+    return path
+
+
 def make_machine(request, **options):
+    """A kernel machine with kernels of both kinds, for as long as ``request`` lasts.
+
+    ``classic`` and ``modern`` are there at once; ``slow_classic`` and ``slow_modern`` take their time to boot, as
+    real ones do. The launchers have to serve both, in whatever order things then happen.
+    """
     machine = start(rig.KernelMachine(**options))
     desk = request.getfixturevalue("desk") if request.scope == "function" else None
 
@@ -39,9 +54,10 @@ def make_machine(request, **options):
         machine.__exit__(None, None, None)
 
     request.addfinalizer(end)
-    machine.classic = machine.install_kernel(CLASSIC)
-    machine.behave(machine.classic, "classic")
-    machine.modern = machine.install_kernel(CALLBACK)
+    machine.classic = machine.install_kernel(CLASSIC, "classic", "boot=0")
+    machine.modern = machine.install_kernel(CALLBACK, "boot=0")
+    machine.slow_classic = machine.install_kernel("slow/" + CLASSIC, "classic")
+    machine.slow_modern = machine.install_kernel("slow/" + CALLBACK)
     return machine
 
 
@@ -62,16 +78,38 @@ def front_end_folder(tmp_path):
     """The launchers in a folder as on a user's machine: with blanks, and letters beyond ASCII."""
     folder = tmp_path / "Bücher und Möbel" / "FrontEnd"
     folder.mkdir(parents=True)
-    for name in ("tunnel.py", "tunnel_sub.py"):
+    for name in ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py"):
         shutil.copy(os.path.join(rig.LAUNCHERS, name), str(folder))
     return folder
+
+
+def pytest_collection_modifyitems(config, items):
+    """With ``TUNNEL_SAMPLE=N`` only every Nth of the tests that launch something: run.py runs all of them on the
+    newest Python, and a sample on the oldest."""
+    step = int(os.environ.get("TUNNEL_SAMPLE") or 1)
+    launching = [item for item in items if "desk" in item.fixturenames]
+    left_out = [item for number, item in enumerate(launching) if number % step]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        gone = set(map(id, left_out))
+        items[:] = [item for item in items if id(item) not in gone]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """The report of a test that fails holds the logs of all that it launched."""
+    outcome = yield
+    report = outcome.get_result()
+    desk = getattr(item, "funcargs", {}).get("desk")
+    if report.failed and desk:
+        report.sections.append(("what was launched", desk.facts()))
 
 
 class Desk:
     """The front end machine of one test: launches kernels and looks at what is left."""
 
-    def __init__(self, folder, runtime):
-        self.folder, self.runtime = folder, runtime
+    def __init__(self, folder, runtime, temporary):
+        self.folder, self.runtime, self.temporary = folder, runtime, temporary
         self.front_ends, self.machines = [], []
 
     def environment(self, machine, client="ssh", **more):
@@ -80,12 +118,19 @@ class Desk:
                 "TUNNEL_SSH": machine.client(client),
                 "TUNNEL_DEBUG": "1",
                 "XDG_RUNTIME_DIR": str(self.runtime),
+                "TMPDIR": str(self.temporary),
             },
             **more,
         )
 
     def launch(self, machine, role, *arguments, client="ssh", host=None, kernel=None, env=None, **options):
-        """A front end that has launched a kernel on ``machine``; ended with the test."""
+        """A front end that has launched a kernel on ``machine``; ended with the test.
+
+        :param arguments: options of the launcher
+        :param kernel: its path; else the one of ``machine`` for that role that is there at once
+        :param env: what else is in the launcher's environment
+        :param options: those of ``frontend.FrontEnd``; ``host_of_links`` is its host
+        """
         links = options.pop("host_of_links", "127.0.0.1")
         end = frontend.FrontEnd(role, host=links, **options)
         self.front_ends.append(end)
@@ -99,8 +144,28 @@ class Desk:
         )
         return end
 
+    def slow(self, machine, role, *arguments, **options):
+        """``launch`` with a kernel that takes as long to boot as real ones."""
+        kernel = machine.slow_modern if role == "callback" else machine.slow_classic
+        return self.launch(machine, role, *arguments, kernel=kernel, **options)
+
+    def accept(self, end):
+        """All channels of ``end``, once they stand; fails as soon as its launcher has ended."""
+        return end.accept()
+
+    def wait_until(self, end, condition, seconds=10.0, what="the condition"):
+        """The first true value of ``condition()``; fails as soon as the launcher has failed."""
+
+        def failed():
+            code = end.launcher.poll()
+            return code and "the launcher ended with exit code {}".format(code)
+
+        return rig.wait_until(condition, seconds, what, unless=failed)
+
     def close(self):
         """Quit all front ends, and see to it that everything else ends by itself."""
+        for end in self.front_ends:
+            end.leave()
         for end in self.front_ends:
             end.__exit__()
         for pid in self.processes():
@@ -116,6 +181,15 @@ class Desk:
         """The text of all logs, in the order of their names."""
         return [path.read_bytes().decode("utf-8") for path in sorted(self.folder.glob("Logs/*/*.log"))]
 
+    def facts(self):
+        """All that is known about the launches; the report of a test that fails has it."""
+        found = [rig.run("ss", "-tnp").stdout] + [machine.describe() for machine in self.machines]
+        return "\n".join(found + self.logs())
+
+    def left_files(self):
+        """What the launchers have left in their temporary folder, which is the test's own."""
+        return sorted(os.listdir(str(self.temporary)))
+
     def local_ports(self):
         """The ports on this machine that the launchers' logs speak of: local forwards, switchboards, links."""
         found = re.findall(r" -L 127\.0\.0\.1:(\d+):| -R \S+:(\d+)$", "\n".join(self.logs()), re.MULTILINE)
@@ -130,15 +204,15 @@ class Desk:
             rig.wait_until(lambda: not self.processes(), seconds, "the end of all that was launched")
         except AssertionError as error:
             left = [(pid, rig.command_line(pid)) for pid in self.processes()]
-            facts = [rig.run("ss", "-tnp").stdout] + [machine.describe() for machine in self.machines]
-            facts += self.logs()
-            raise AssertionError("{}; left: {}\n{}".format(error, left, "\n".join(facts))) from None
+            raise AssertionError("{}; left: {}".format(error, left)) from None
 
 
 @pytest.fixture
 def desk(front_end_folder):
-    runtime = pathlib.Path(tempfile.mkdtemp(prefix="tunnel-run-"))  # short enough for sockets, as real ones
-    desk = Desk(front_end_folder, runtime)
+    # Short enough for the paths of sockets, as real ones are.
+    runtime, temporary = (pathlib.Path(tempfile.mkdtemp(prefix="run-")) for _ in range(2))
+    desk = Desk(front_end_folder, runtime, temporary)
     yield desk
     desk.close()
-    shutil.rmtree(str(runtime), ignore_errors=True)
+    for folder in (runtime, temporary):
+        shutil.rmtree(str(folder), ignore_errors=True)

@@ -21,9 +21,8 @@ import run
 def show(title, end, begin):
     try:
         end.accept()
-    except OSError:
-        reason = "no {}: {}".format(title, end.wait()[1].strip())
-        raise rig.Unavailable(reason) from None
+    except (OSError, frontend.LauncherEnded) as error:
+        raise rig.Unavailable("no {}: {}".format(title, error)) from None
     print("{} stands after {:.2f} s".format(title, time.monotonic() - begin))
     end.echo(65536)
     for name, channel in zip(frontend.CHANNELS, end.channels):
@@ -32,7 +31,7 @@ def show(title, end, begin):
 
 
 def demo(machine, folder):
-    modern = machine.install_kernel("usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel")
+    modern = machine.install_kernel("usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel", "boot=0")
     environment = {"TUNNEL_SSH": machine.ssh}
     ends = []
     try:

@@ -5,10 +5,14 @@ the front end already uses, so the two must not share a loopback. As root that i
 a veth pair; accounts and ``/run`` are replaced inside a mount namespace, so that nothing on the real
 machine changes. Without root it is a user namespace, reached through a ``ProxyCommand`` that starts
 ``sshd -i`` inside it.
+
+Any number of test processes may do so at once: whatever two of them could both pick (a block of addresses, a
+block of ports) is claimed first, see ``claim``.
 """
 
-import itertools
 import os
+import random
+import re
 import shutil
 import signal
 import socket
@@ -21,23 +25,156 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 LAUNCHERS = os.path.dirname(HERE)
 PASSWORD = "op3n-sesame!"
 LOOPBACK = "0100007F"  # 127.0.0.1, as /proc/net/tcp has it
-_numbers = itertools.count(1)
+NETWORKS = 1 << 15  # blocks of four addresses in 198.18.0.0/15, set aside for tests of this kind (RFC 2544)
+PORTS = range(2000, 10000, 10)  # first ports of blocks of ten: below those that the launchers draw, 10000 and up
 
 
 class Unavailable(Exception):
     """This machine cannot hold a kernel machine; the text says why and what to do."""
 
 
-def wait_until(condition, seconds=10.0, what="the condition"):
-    """Return the first true value of ``condition()``, or fail after ``seconds``."""
+def wait_until(condition, seconds=10.0, what="the condition", unless=None):
+    """Return the first true value of ``condition()``, or fail after ``seconds``.
+
+    :param unless: a function; as soon as it returns a text, there is no hope left, and the text says why
+    """
     end = time.monotonic() + seconds
     while True:
+        begin = time.monotonic()
         value = condition()
         if value:
             return value
-        if time.monotonic() > end:
+        hopeless = unless and unless()
+        if hopeless:
+            raise AssertionError("no hope for {}: {}".format(what, hopeless))
+        now = time.monotonic()
+        if now > end:
             raise AssertionError("waited {} s in vain for {}".format(seconds, what))
-        time.sleep(0.01)
+        time.sleep(max(0.01, 3 * (now - begin)))  # a look that costs much is taken less often
+
+
+# -- what test processes share
+
+
+def claim(name):
+    """Hold ``name`` against all other test processes, until the result is closed; None where one holds it.
+
+    It is the name of an abstract Unix socket: that leaves no file, and goes with its process however that
+    ends. So whatever is found under a name that could be claimed is left over, and can be cleared away.
+    """
+    holder = socket.socket(socket.AF_UNIX)
+    if not sys.platform.startswith("linux"):
+        return holder  # no such sockets there, and no kernel machines
+    try:
+        holder.bind("\0tunnel-tests/" + name)
+    except OSError:
+        holder.close()
+        return None
+    return holder
+
+
+def from_anywhere(numbers):
+    """The ``numbers`` in their order, but from a random one on, so that many processes try different ones."""
+    start = random.randrange(len(numbers))
+    for position in range(len(numbers)):
+        yield numbers[(start + position) % len(numbers)]
+
+
+class Ports:
+    """Neighbouring ports of this machine's loopback, free now, that no other test uses until they are closed.
+
+    They come in blocks of ten, so that the ports which follow a main link's do not run into another's.
+    """
+
+    def __init__(self, count=10):
+        for self.first in from_anywhere(PORTS):
+            blocks = range(self.first, self.first + count, 10)
+            self._claims = [claim("ports-{}".format(port)) for port in blocks]
+            if all(self._claims) and all(bindable(port) for port in range(self.first, blocks[-1] + 10)):
+                return
+            self.close()
+        raise Unavailable("no {} neighbouring ports are free below 10000".format(count))
+
+    def close(self):
+        for holder in self._claims:
+            if holder:
+                holder.close()
+
+
+def bindable(port):
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+_taken_for_good = []
+
+
+def free_port():
+    """A port of this machine's loopback that nothing else gets as long as this process runs."""
+    _taken_for_good.append(Ports(1))
+    return _taken_for_good[-1].first
+
+
+def sweep():
+    """Take away the kernel machines of test processes that were killed before they could."""
+    try:
+        names = os.listdir("/run/netns")
+    except OSError:
+        return
+    for name in names:
+        number = name[len(network_name("")) :]
+        holder = name == network_name(number) and claim("network-" + number)
+        if holder:
+            remove_network(number)
+            holder.close()
+
+
+def network_name(number):
+    """What ``ip netns`` calls the network of a kernel machine; claims hold in the network they are made in only,
+    so that is in its name."""
+    return "tunnel-{}-{}".format(os.stat("/proc/self/ns/net").st_ino, number)
+
+
+def veth_name(number, end):
+    return "tunnel-{}{}".format(number, end)
+
+
+def remove_network(number):
+    """End whatever runs in a kernel machine's network, and the network."""
+    name = network_name(number)
+    for pid in processes_in(name):
+        end_process(pid)
+    run("ip", "link", "del", veth_name(number, "f"))  # lingers otherwise while a socket still holds it
+    run("ip", "netns", "del", name)
+
+
+def processes_in(namespace):
+    """Process ids in a network namespace that ``ip netns`` knows by this name."""
+
+    def identity(path):
+        found = os.stat(path)
+        return found.st_dev, found.st_ino
+
+    try:
+        wanted = identity("/run/netns/" + namespace)
+    except OSError:
+        return []
+    pids = []
+    for name in os.listdir("/proc"):
+        try:
+            if name.isdigit() and identity("/proc/{}/ns/net".format(name)) == wanted:
+                pids.append(int(name))
+        except OSError:
+            pass  # it has ended meanwhile
+    return sorted(pids)
+
+
+# -- commands
 
 
 def run(*argv, **options):
@@ -71,28 +208,30 @@ def kernel_python():
 
 
 class KernelMachine:
-    """A kernel machine that runs while the ``with`` block does.
+    """A kernel machine that runs while the ``with`` block does, its server with the defaults of OpenSSH.
 
-    :param sshd_options: lines for sshd_config, before (so over) the defaults
+    :param sshd_options: lines for sshd_config, before (so over) those that the rig needs
     :param behind: another kernel machine; this one is then reachable only from there
     :param password: whether the login ``john`` has one
+    :param shell: john's login shell, which has to exist (as root only)
 
     ``address`` and ``port`` say where it listens; ``client_config`` is an ssh configuration file that logs
-    in with a key; ``ssh`` is a wrapper for ``TUNNEL_SSH`` that makes ssh read it.
+    in with a key; ``ssh`` is a wrapper for ``TUNNEL_SSH`` that makes ssh read it. ``home``, ``run`` and ``tmp``
+    in its folder are what it has as john's home, ``/run`` and ``/tmp``.
     """
 
     user = "john"
 
-    def __init__(self, sshd_options=(), behind=None, password=False, port=22):
+    def __init__(self, sshd_options=(), behind=None, password=False, port=22, shell="/bin/bash"):
         self.sshd_options = list(sshd_options)
         self.behind = behind
         self.password = password
         self.port = port
-        self.number = next(_numbers)
-        self.folder = None
-        self.server = None
+        self.login_shell = shell
+        self.folder = self.server = self.number = self.namespace = None
         self.as_root = os.getuid() == 0
-        self.namespace = "tunnel-{}-{}".format(os.getpid(), self.number)
+        self.rate = None
+        self._helpers, self._starts = [], []
 
     # -- set-up and end
 
@@ -113,11 +252,11 @@ class KernelMachine:
 
     def __exit__(self, *_):
         self.stop_server()
-        if self.as_root:
-            for pid in self.pids():
-                end_process(pid)
-            run("ip", "link", "del", self._veth("f"))  # lingers otherwise while a socket still holds it
-            run("ip", "netns", "del", self.namespace)
+        for helper in list(self._helpers):
+            self._end_helper(helper)
+        if self.number is not None:
+            remove_network(self.number)
+            self._claim.close()
         elif getattr(self, "holder", None):
             self.holder.kill()
             self.holder.wait()
@@ -138,30 +277,50 @@ class KernelMachine:
         for name in ("host_key", "id"):
             must("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.path(name))
 
-    def _veth(self, end):
-        return "tk{}{}{}".format(os.getpid() % 1000000, end, self.number)
-
     def _make_network(self):
         if not self.as_root:
             self._make_user_namespace()
             return
-        # 198.18.0.0/15 is set aside for tests of this kind (RFC 2544); a block per process and machine.
-        net = "198.18.{}.".format(os.getpid() % 250)
-        low = 4 * self.number % 252
+        for number in from_anywhere(range(NETWORKS)):
+            self._claim = claim("network-{}".format(number))
+            if self._claim:
+                break
+        else:
+            raise Unavailable("no block of addresses is free")
+        self.namespace = network_name(number)
+        if os.path.exists("/run/netns/" + self.namespace):
+            remove_network(number)  # of a test process that was killed
+        self.number = number
+        net = "198.{}.{}.".format(18 + (number >> 14), number >> 6 & 255)
+        low = 4 * number & 255
         self.gateway, self.address = net + str(low + 1), net + str(low + 2)
+        here, there = veth_name(number, "f"), veth_name(number, "k")
         must("ip", "netns", "add", self.namespace)
-        must("ip", "link", "add", self._veth("f"), "type", "veth", "peer", "name", self._veth("k"))
-        must("ip", "link", "set", self._veth("k"), "netns", self.namespace)
+        must("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", self.namespace)
         if self.behind:
-            must("ip", "link", "set", self._veth("f"), "netns", self.behind.namespace)
-        outer = ("ip", "-n", self.behind.namespace) if self.behind else ("ip",)
-        for ip, device, address in (
-            (outer, self._veth("f"), self.gateway),
-            (("ip", "-n", self.namespace), self._veth("k"), self.address),
+            must("ip", "link", "set", here, "netns", self.behind.namespace)
+        # Each end of the cable: what makes ip and tc see it, and its device.
+        self._ends = [
+            (("-n", self.behind.namespace) if self.behind else (), here),
+            (("-n", self.namespace), there),
+        ]
+        for (where, device), address in zip(self._ends, (self.gateway, self.address)):
+            must("ip", *(where + ("addr", "add", address + "/30", "dev", device)))
+            must("ip", *(where + ("link", "set", device, "up")))
+        self._introduce()
+        # Whatever connects there has other ports than those that are forwarded, so no launch needs a second try
+        # by chance; occupy() is there for those that should.
+        ports = 'echo "61100 64999" > /proc/sys/net/ipv4/ip_local_port_range'
+        must("ip", "netns", "exec", self.namespace, "sh", "-c", "ip link set lo up && " + ports)
+
+    def _introduce(self):
+        """Tell each end the other's hardware address, so that nobody notices that nobody answers for it."""
+        for (where, device), (other_where, other), address in zip(
+            self._ends, reversed(self._ends), (self.address, self.gateway)
         ):
-            must(*ip, "addr", "add", address + "/30", "dev", device)
-            must(*ip, "link", "set", device, "up")
-        must("ip", "-n", self.namespace, "link", "set", "lo", "up")
+            hardware = must("ip", *(other_where + ("-o", "link", "show", other))).partition("link/ether ")[2]
+            words = ("neigh", "replace", address, "lladdr", hardware.split()[0], "dev", device, "nud", "permanent")
+            must("ip", *(where + words))
 
     def _make_user_namespace(self):
         """A network of its own without root; the holder keeps it while the machine exists."""
@@ -182,12 +341,14 @@ class KernelMachine:
         self.home = self.path("home")
         os.makedirs(self.path("home", ".ssh"), 0o755)
         shutil.copy(self.path("id.pub"), self.path("home", ".ssh", "authorized_keys"))
+        if not os.access(self.login_shell, os.X_OK):
+            raise Unavailable("no {} here for a login shell".format(self.login_shell))
         if not self.as_root:
             return
         self.uid = 64321
         with open("/etc/passwd") as stream:
             lines = [line for line in stream if not line.startswith(self.user + ":")]
-        lines.append("{}:x:{}:{}::{}:/bin/bash\n".format(self.user, self.uid, self.uid, self.home))
+        lines.append("{0}:x:{1}:{1}::{2}:{3}\n".format(self.user, self.uid, self.home, self.login_shell))
         if not any(line.startswith("sshd:") for line in lines):
             lines.append("sshd:x:64320:65534::/run/sshd:/usr/sbin/nologin\n")
         self.write("passwd", "".join(lines))
@@ -198,6 +359,9 @@ class KernelMachine:
         for root, _, names in os.walk(self.home):
             for name in [root] + [os.path.join(root, each) for each in names]:
                 os.chown(name, self.uid, self.uid)
+        for name, mode in (("run", 0o755), ("run/sshd", 0o755), ("run/rig", 0o755), ("tmp", 0o1777)):
+            os.mkdir(self.path(name))
+            os.chmod(self.path(name), mode)
 
     def _server_config(self):
         lines = self.sshd_options + [
@@ -206,15 +370,12 @@ class KernelMachine:
             "HostKey {}".format(self.path("host_key")),
             "AuthorizedKeysFile {}".format(self.path("home", ".ssh", "authorized_keys")),
             "PidFile none",
-            "StrictModes no",
+            "StrictModes no",  # its folders are root's, or world-writable
             "UsePAM no",
-            "UseDNS no",
-            "PrintMotd no",
-            "PrintLastLog no",
-            "MaxStartups 500",
+            "PrintLastLog no",  # that is this machine's
             "PasswordAuthentication {}".format("yes" if self.password else "no"),
-            "KbdInteractiveAuthentication no",
-            "LogLevel VERBOSE",
+            "KbdInteractiveAuthentication no",  # without PAM there is none
+            "LogLevel VERBOSE",  # says who connects, see attempts()
         ]
         if not self.as_root:
             lines.insert(0, "PermitTTY no")  # a terminal's group cannot be set in a user namespace
@@ -225,9 +386,11 @@ class KernelMachine:
         self.log = self.path("sshd.log")
         if not self.as_root:
             return
+        # Its /run and /tmp are folders of its own, which outlive the server; its folder may be below /tmp.
         inside = (
             "mount --bind {0}/passwd /etc/passwd && mount --bind {0}/shadow /etc/shadow &&"
-            " mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && exec {1} -D -f {2} -E {3}"
+            " mount --bind {0}/run /run && mount --bind {0} /run/rig && mount --bind {0}/tmp /tmp &&"
+            " mkdir -p {0} && mount --bind /run/rig {0} && exec {1} -D -f {2} -E {3}"
         ).format(self.folder, sshd_path(), config, self.log)
         self.server = subprocess.Popen(
             ["ip", "netns", "exec", self.namespace]
@@ -247,6 +410,7 @@ class KernelMachine:
     def stop_server(self):
         if self.server:
             self.server.terminate()
+            self.server.send_signal(signal.SIGCONT)  # it may be frozen
             self.server.wait(10)
             self.server.stderr.close()
             self.server = None
@@ -262,8 +426,8 @@ class KernelMachine:
             lines = [
                 # Inside, sshd must not take itself for root: it would want to become other users.
                 "ProxyCommand nsenter --preserve-credentials -U -n -t {} unshare -U --map-user={} --map-group={}"
-                " {} -i -f {}".format(
-                    self.holder.pid, os.getuid(), os.getgid(), sshd_path(), self.path("sshd_config")
+                " {} -i -f {} -E {}".format(
+                    self.holder.pid, os.getuid(), os.getgid(), sshd_path(), self.path("sshd_config"), self.log
                 )
             ]
         self.known_hosts = self.path("known_hosts")
@@ -277,6 +441,8 @@ class KernelMachine:
             "GlobalKnownHostsFile /dev/null",
         ]
         self.client_config, self.ssh = self.make_ssh("client", ["Host *"] + self.client_lines)
+
+    # -- clients and kernels
 
     @property
     def destination(self):
@@ -314,11 +480,6 @@ class KernelMachine:
         lines += ["IdentityFile none", "IdentityAgent none", "PubkeyAuthentication no"]
         return self.make_ssh("keyless", lines)[1]
 
-    def behave(self, kernel, *words):
-        """Tell the stand-in kernel at ``kernel`` how to behave; see standin_kernel.py."""
-        with open(os.path.join(os.path.dirname(kernel), "behaviour"), "w") as stream:
-            stream.write(" ".join(words))
-
     def make_ssh(self, name, lines):
         """An ssh configuration file and a wrapper that makes ssh read it; returns both paths."""
         config = self.write(name + "_config", "\n".join(lines) + "\n", 0o600)
@@ -331,23 +492,38 @@ class KernelMachine:
         """Run a command on the kernel machine over ssh, as a user would; returns its output."""
         return must(self.ssh, "-o", "StrictHostKeyChecking=no", self.address, command)
 
-    # -- what can be observed
+    def install_kernel(self, path="usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel", *behaviour):
+        """Put the stand-in kernel at ``path`` below the machine's folder; returns the full path.
 
-    def install_kernel(self, path="usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"):
-        """Put the stand-in kernel at ``path`` below the machine's folder; returns the full path."""
+        :param behaviour: what it does otherwise than by itself, see standin_kernel.py; ``boot=0`` to be quick
+        """
         full = self.path(path)
-        os.makedirs(os.path.dirname(full), exist_ok=True)
+        folder = os.path.dirname(full)
+        os.makedirs(folder, exist_ok=True)
         with open(os.path.join(HERE, "standin_kernel.py")) as stream:
             text = stream.read()
         with open(full, "w") as stream:
             stream.write("#!" + kernel_python() + " -SEs\n" + text)
         os.chmod(full, 0o755)
+        starts = os.path.join(folder, "starts")
+        with open(starts, "a"):
+            pass
+        os.chmod(starts, 0o666)
+        if starts not in self._starts:
+            self._starts.append(starts)
+        if behaviour:
+            self.behave(full, *behaviour)
         return full
 
+    def behave(self, kernel, *words):
+        """Tell the stand-in kernel at ``kernel`` how to behave; see standin_kernel.py."""
+        with open(os.path.join(os.path.dirname(kernel), "behaviour"), "w", encoding="utf-8") as stream:
+            stream.write("".join(word + "\n" for word in words))
+
+    # -- what can be observed
+
     def pids(self):
-        if self.as_root:
-            return [int(pid) for pid in run("ip", "netns", "pids", self.namespace).stdout.split()]
-        return []
+        return processes_in(self.namespace) if self.as_root else []
 
     def kernels(self, word="-LinkName"):
         """Process ids of the kernels that run on this machine."""
@@ -362,10 +538,37 @@ class KernelMachine:
                 found.append(pid)
         return found
 
+    def kernel_starts(self):
+        """How many kernels have ever been started on this machine."""
+        count = 0
+        for path in self._starts:
+            with open(path) as stream:
+                count += len(stream.readlines())
+        return count
+
+    def orphans(self):
+        """Process ids of what kernels have left behind when they were told ``!orphan``."""
+        return [pid for pid in self.pids() if command_line(pid)[:1] == ["orphan"]]
+
     def sessions(self):
         """Process ids of what serves logins: all on the machine but the server that listens."""
-        own = self.server.pid if self.server else None
-        return [pid for pid in self.pids() if pid != own]
+        own = [self.server.pid if self.server else None] + [helper.pid for helper in self._helpers]
+        return [pid for pid in self.pids() if pid not in own]
+
+    def logins(self):
+        """How many logins the server has let in."""
+        return len(re.findall("^Accepted [^ ]+ for ", self.server_log(), re.MULTILINE))
+
+    def attempts(self):
+        """How many connections the server has seen, those that it dropped at once included."""
+        return len(re.findall("^(?:Connection from|drop connection #)", self.server_log(), re.MULTILINE))
+
+    def server_log(self):
+        try:
+            with open(self.log) as stream:
+                return stream.read()
+        except OSError:
+            return ""
 
     def listeners(self, everywhere=False):
         """Ports that listen on the machine's loopback (with ``everywhere``: on any address)."""
@@ -375,38 +578,154 @@ class KernelMachine:
     def describe(self):
         """What runs on the machine and how it is connected, for the message of a test that fails."""
         lines = ["{} {}".format(pid, command_line(pid)[:4]) for pid in self.pids()]
-        return "\n".join(lines + [run("ip", "netns", "exec", self.namespace, "ss", "-tnp").stdout])
+        if self.as_root:
+            lines.append(run("ip", "netns", "exec", self.namespace, "ss", "-tnp").stdout)
+        return "\n".join(lines + self.server_log().splitlines()[-40:])
 
-    def occupy(self, port):
-        """A process that listens on ``port`` of the machine's loopback; call the result to end it."""
-        code = (
-            "import socket,sys; s=socket.socket(); s.setsockopt(1,2,1); s.bind(('127.0.0.1',{}));"
-            "s.listen(1); print('up',flush=True); sys.stdin.read()"
-        ).format(port)
-        process = subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, kernel_python(), "-c", code],
+    # -- what can be done to it
+
+    def _start_helper(self, code, *arguments):
+        """Run Python code in the machine's network, until its standard input is closed."""
+        self._need_root()
+        helper = subprocess.Popen(
+            ["ip", "netns", "exec", self.namespace, kernel_python(), "-c", code]
+            + [str(each) for each in arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        assert process.stdout.readline() == b"up\n"
+        self._helpers.append(helper)
+        if helper.stdout.readline() != b"up\n":
+            self._end_helper(helper)
+            raise Unavailable("a helper of the rig did not start: {}".format(code))
+        return helper
 
-        def end():
-            process.stdin.close()
-            process.wait(10)
-            process.stdout.close()
+    def _end_helper(self, helper):
+        if helper in self._helpers:
+            self._helpers.remove(helper)
+            helper.stdin.close()
+            helper.wait(10)
+            helper.stdout.close()
 
-        return end
+    def occupy(self, port, listen=True):
+        """A process that has taken ``port`` of the machine's loopback; call the result to end it.
 
-    def cut(self):
-        """Cut the network, without a word to either side."""
-        must("ip", "link", "set", self._veth("f"), "down")
+        :param listen: whether whoever connects there is let in, and never answered; otherwise refused
+        """
+        code = (
+            "import socket,sys; s=socket.socket(); s.setsockopt(1,2,1); s.bind(('127.0.0.1',int(sys.argv[1])));"
+            "sys.argv[2] == 'True' and s.listen(1); print('up',flush=True); sys.stdin.read()"
+        )
+        helper = self._start_helper(code, port, listen)
+        return lambda: self._end_helper(helper)
 
-    def server_log(self):
-        try:
-            with open(self.log) as stream:
-                return stream.read()
-        except OSError:
-            return ""
+    def freeze(self, server=False):
+        """Stop the processes that serve the logins, as on a machine that hangs.
+
+        :param server: also the one that listens: whoever connects now gets no answer at all
+        """
+        self._signal_server(signal.SIGSTOP, server)
+
+    def thaw(self):
+        self._signal_server(signal.SIGCONT, True)
+
+    def _signal_server(self, number, server):
+        self._need_root()
+        for pid in self.pids():
+            if process_name(pid).startswith("sshd") and (server or pid != self.server.pid):
+                try:
+                    os.kill(pid, number)
+                except OSError:
+                    pass  # it has ended meanwhile
+
+    def cut(self, link=False):
+        """Cut the network, without a word to either side: all that is sent is lost.
+
+        :param link: also for the machines at its ends, as when the cable is pulled or the radio is off; then
+            whoever sends is told
+        """
+        if link:
+            where, device = self._cable()[0]
+            must("ip", *(where + ("link", "set", device, "down")))
+        else:
+            self._queue("pfifo", "limit", "0")
+
+    def mend(self):
+        """Undo ``cut``; addresses, routes and shape are as before."""
+        for where, device in self._cable():
+            must("ip", *(where + ("link", "set", device, "up")))
+        self._introduce()
+        self._queue_rate()
+
+    def shape(self, rate=None, delay=None):
+        """Make the network slow, both ways, as if its line were of that kind.
+
+        :param rate: bits per second, as tc writes them: ``2mbit``
+        :param delay: the time that a packet takes, as tc writes it: ``20ms``; it is there and back that counts,
+            so both are spent on the way to the machine. Not by netem, which the kernels of test machines lack:
+            the packets pass through a process that holds them.
+        """
+        self.unshape()
+        self.rate = rate
+        self._queue_rate()
+        if delay:
+            seconds = 2 * float(re.match(r"([\d.]+)ms$", delay).group(1)) / 1000
+            self._delay_line = self._start_helper(DELAY_LINE, seconds)
+            (where, device), line = self._cable()[1], ("dev", "delay")
+            must("ip", *(where + ("link", "set") + line + ("up",)))
+            must("tc", *(where + ("qdisc", "add", "dev", device, "ingress")))
+            everything = ("parent", "ffff:", "protocol", "ip", "u32", "match", "u32", "0", "0")
+            redirect = ("action", "mirred", "egress", "redirect") + line
+            must("tc", *(where + ("filter", "add", "dev", device) + everything + redirect))
+
+    def unshape(self):
+        """Undo ``shape``."""
+        self.rate = None
+        self._queue_rate()
+        where, device = self._cable()[1]
+        run("tc", *(where + ("qdisc", "del", "dev", device, "ingress")))
+        self._end_helper(getattr(self, "_delay_line", None))
+
+    def _need_root(self):
+        if not self.as_root:
+            raise Unavailable("only root can do this to a kernel machine")
+
+    def _cable(self):
+        self._need_root()
+        return self._ends
+
+    def _queue_rate(self):
+        if self.rate:
+            self._queue("tbf", "rate", self.rate, "burst", "32kb", "latency", "200ms")
+        else:
+            for where, device in self._cable():
+                run("tc", *(where + ("qdisc", "del", "dev", device, "root")))  # there may be none
+
+    def _queue(self, *words):
+        for where, device in self._cable():
+            must("tc", *(where + ("qdisc", "replace", "dev", device, "root") + words))
+
+
+# Holds what comes through a device called "delay" for some seconds, and gives it back to the same network.
+DELAY_LINE = """
+import collections, fcntl, os, select, struct, sys, time
+seconds = float(sys.argv[1])
+device = os.open("/dev/net/tun", os.O_RDWR)
+fcntl.ioctl(device, 0x400454CA, struct.pack("16sH", b"delay", 0x1001))  # TUNSETIFF, IFF_TUN | IFF_NO_PI
+for name in ("all", "delay"):  # an address of another device is right here
+    with open("/proc/sys/net/ipv4/conf/%s/rp_filter" % name, "w") as stream:
+        stream.write("0")
+print("up", flush=True)
+held = collections.deque()
+while True:
+    pause = max(0, held[0][0] - time.monotonic()) if held else None
+    ready = select.select([device, 0], [], [], pause)[0]
+    if 0 in ready:
+        break
+    if device in ready:
+        held.append((time.monotonic() + seconds, os.read(device, 65536)))
+    while held and held[0][0] <= time.monotonic():
+        os.write(device, held.popleft()[1])
+"""
 
 
 def listeners(table):
@@ -425,6 +744,15 @@ def exposed_ports(table="/proc/net/tcp"):
 def listening_ports(table="/proc/net/tcp", everywhere=False):
     """Ports that listen on the loopback; with ``everywhere``, on any address."""
     return sorted(port for address, port in listeners(table) if everywhere or address == LOOPBACK)
+
+
+def process_name(pid):
+    """What the system calls a process; empty when it is gone."""
+    try:
+        with open("/proc/{}/comm".format(pid)) as stream:
+            return stream.read().strip()
+    except OSError:
+        return ""
 
 
 def command_line(pid):
@@ -458,9 +786,3 @@ def end_process(pid):
         os.kill(pid, signal.SIGKILL)
     except OSError:
         pass  # it has ended meanwhile
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

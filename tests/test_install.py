@@ -1,6 +1,9 @@
 """install.py: what it puts where, what it leaves alone, and that what it puts there works."""
 
+import json
 import os
+import pwd
+import resource
 import shutil
 import subprocess
 import sys
@@ -12,7 +15,11 @@ import rig
 import install
 import tunnel
 
+SHARE = install.SHARE
 OLD = b"#!/bin/sh\n# the old shell script\n"
+INSTALL = os.path.join(rig.LAUNCHERS, "install.py")
+MINIMAL = "/usr/bin:/bin:/usr/sbin:/sbin"  # the PATH that a front end has
+ODD = "it's 50% \"off\" $HOME `pwd` \\ ä * 'x'"
 
 
 def tree(folder):
@@ -24,24 +31,51 @@ def tree(folder):
             found[os.path.relpath(path, str(folder))] = None
         for name in names:
             path = os.path.join(root, name)
+            if os.path.islink(path):
+                found[os.path.relpath(path, str(folder))] = os.readlink(path)
+                continue
             with open(path, "rb") as stream:
                 found[os.path.relpath(path, str(folder))] = (stream.read(), os.stat(path).st_mode & 0o777)
     return found
+
+
+@pytest.fixture(autouse=True)
+def this_machine_is_left_alone(tmp_path, monkeypatch):
+    """Whatever goes wrong: nobody's home is touched, nor what is for all users."""
+    monkeypatch.setattr(install, "SHARE", str(tmp_path / "none") + "/")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for product in install.PRODUCTS:
+        for suffix in ("_USERBASE", "_BASE"):
+            monkeypatch.delenv(product.upper() + suffix, raising=False)
 
 
 class Home:
     """A home on some system, and install.py for it."""
 
     def __init__(self, path, platform="linux", **environ):
-        self.path, self.platform, self.said = path, platform, []
-        self.environ = dict(
-            {"WOLFRAM_BASE": str(path / "none" / "w"), "MATHEMATICA_BASE": str(path / "none" / "m")}
-        )
-        self.environ.update(environ)
+        self.path, self.platform, self.environ, self.said = path, platform, environ, []
 
-    def install(self, *argv):
+    def install(self, *argv, source=None):
         self.said = []
-        return install.Installer(argv, self.platform, self.environ, str(self.path), self.said.append).run()
+        installer = install.Installer(argv, self.platform, self.environ, str(self.path), self.said.append)
+        installer.source = str(source or installer.source)
+        return installer.run()
+
+
+def copy_of_tunnel(folder, *names):
+    """Tunnel as someone may have it elsewhere; of ``names`` only, if given."""
+    folder.mkdir(parents=True)
+    for name in names or ("install.py", "tunnel.py", "tunnel_sub.py", "tunnel.m"):
+        shutil.copy(os.path.join(rig.LAUNCHERS, name), str(folder))
+    return folder
+
+
+def run_install(*argv, script=INSTALL, before="", **environ):
+    """Run install.py as a user does; ``before`` is what a shell does first, ``None`` unsets a variable."""
+    environ.setdefault("PYTHONUNBUFFERED", None)
+    environ = {name: value for name, value in dict(os.environ, **environ).items() if value is not None}
+    command = before + '; exec "$0" "$@"' if before else 'exec "$0" "$@"'
+    return rig.run("sh", "-c", command, sys.executable, str(script), *argv, env=environ)
 
 
 @pytest.fixture
@@ -57,7 +91,8 @@ def home(tmp_path):
         ("win32", "A\\Mathematica A\\Wolfram", "P\\Mathematica P\\Wolfram"),
     ],
 )
-def test_directories_of_each_system(platform, user, system):
+def test_directories_of_each_system(platform, user, system, monkeypatch):
+    monkeypatch.setattr(install, "SHARE", SHARE)
     bases = install.base_directories(platform, {"APPDATA": "A", "ProgramData": "P"}, "/h")
     assert [pair[0] for pair in bases.values()] == user.split(" ")
     assert [pair[1] for pair in bases.values()] == system.split(" ")
@@ -69,15 +104,68 @@ def test_environment_variables_override_the_directories():
     assert bases == {"Mathematica": ("b", "a"), "Wolfram": ("d", "c")}
 
 
-def test_a_home_without_any_gets_the_newest_layout(home):
-    assert home.install() == 0
-    assert sorted(tree(home.path)) == sorted(
-        [".Wolfram", ".Wolfram/FrontEnd", ".Wolfram/FrontEnd/__pycache__", "none", "none/w", "none/w/Kernel"]
-        + [".Wolfram/FrontEnd/" + name for name in ("tunnel.py", "tunnel_sub.py", "tunnel.sh", "tunnel_sub.sh")]
-        + [".Wolfram/FrontEnd/" + install.RECORD, "none/w/Kernel/" + install.RECORD, "none/w/Kernel/tunnel.m"]
-        + [name for name in tree(home.path) if name.endswith(".pyc")]
+@pytest.mark.parametrize("relay", [True, False])
+def test_a_home_without_any_gets_the_newest_layout(home, tmp_path_factory, relay):
+    source = copy_of_tunnel(tmp_path_factory.mktemp("of") / "tunnel")
+    scripts = ["tunnel.py", "tunnel_sub.py"]
+    if relay:
+        scripts.append("tunnel_relay.py")
+        (source / "tunnel_relay.py").write_text("a = 1\n")
+    assert home.install(source=source) == 0
+    assert sorted(name for name in tree(home.path) if not name.endswith(".pyc")) == sorted(
+        [
+            ".Wolfram",
+            ".Wolfram/FrontEnd",
+            ".Wolfram/FrontEnd/__pycache__",
+            "none",
+            "none/Wolfram",
+            "none/Wolfram/Kernel",
+        ]
+        + [".Wolfram/FrontEnd/" + name for name in scripts + ["tunnel.sh", "tunnel_sub.sh"]]
+        + [
+            ".Wolfram/FrontEnd/" + install.RECORD,
+            "none/Wolfram/Kernel/" + install.RECORD,
+            "none/Wolfram/Kernel/tunnel.m",
+        ]
     )
-    assert len([name for name in tree(home.path) if name.endswith(".pyc")]) == 2
+    assert len([name for name in tree(home.path) if name.endswith(".pyc")]) == len(scripts)
+    for name in scripts:
+        mode = tree(home.path)[".Wolfram/FrontEnd/" + name][1]
+        assert mode == (0o644 if "relay" in name else 0o755)
+    assert home.install("--uninstall") == 0
+    assert tree(home.path) == {}
+
+
+@pytest.mark.parametrize("part, folder", [("--front-end", "FrontEnd"), ("--kernel", "Kernel")])
+@pytest.mark.parametrize("name", ["MATHEMATICA_USERBASE", "WOLFRAM_USERBASE"])
+def test_a_user_base_directory_that_is_named_is_installed_to(tmp_path, part, folder, name):
+    """Whether it is there or not, another product is, or the base directory could be written as well."""
+    home = Home(tmp_path, "win32", APPDATA=str(tmp_path), ProgramData=str(tmp_path / "all users"))
+    home.environ[name] = str(tmp_path / "named")
+    assert home.install(part) == 0
+    assert sorted(os.listdir(str(tmp_path))) == ["named"]
+    assert os.listdir(str(tmp_path / "named")) == [folder]
+    assert home.install("--uninstall") == 0
+    (tmp_path / ("\\Wolfram" if name.startswith("M") else "\\Mathematica")).mkdir()
+    (tmp_path.parent / (tmp_path.name + "\\Wolfram")).mkdir()
+    assert home.install(part) == 0
+    assert os.listdir(str(tmp_path / "named")) == [folder]
+
+
+@pytest.mark.parametrize("name", ["MATHEMATICA_BASE", "WOLFRAM_BASE"])
+def test_a_base_directory_that_is_named_is_installed_to(home, name):
+    home.environ[name] = str(home.path / "named")
+    for _ in range(2):
+        assert home.install("--kernel") == 0
+        assert sorted(tree(home.path)) == ["named"] + [
+            "named/Kernel" + rest for rest in ("", "/tunnel-install.txt", "/tunnel.m")
+        ]
+
+
+def test_a_base_directory_comes_first_where_both_are_named(home):
+    home.environ.update(WOLFRAM_BASE=str(home.path / "all"), WOLFRAM_USERBASE=str(home.path / "mine"))
+    assert home.install("--kernel") == 0
+    assert os.listdir(str(home.path)) == ["all"]
 
 
 def test_every_layout_that_exists_is_served(home):
@@ -125,18 +213,30 @@ def test_a_changed_file_is_kept(home):
     assert "has changed since" in str(home.said)
 
 
+def test_what_is_there_already_is_not_taken_away(home):
+    """Byte code of it included: somebody has put it there by hand, and what he starts writes the same."""
+    folder = home.path / ".Wolfram" / "FrontEnd"
+    folder.mkdir(parents=True)
+    shutil.copy(tunnel.__file__, str(folder))
+    before = tree(home.path)
+    assert home.install("--front-end") == 0
+    assert home.said[0] == "unchanged: {}".format(folder / "tunnel.py")
+    assert home.install("--uninstall") == 0
+    assert tree(home.path) == before
+
+
 def test_dry_run_lists_and_does_nothing(home):
     assert home.install("--dry-run") == 0
     assert tree(home.path) == {}
-    assert len([line for line in home.said if line.startswith("would install: ")]) == 5
+    assert len([line for line in home.said if line.startswith("would install: ")]) == len(home.said) >= 5
     home.install()
     before = tree(home.path)
     assert home.install("--dry-run", "--uninstall") == 0
     assert tree(home.path) == before
-    assert len([line for line in home.said if line.startswith("would remove: ")]) == 5
+    assert len([line for line in home.said if line.startswith("would remove: ")]) == len(home.said) >= 5
 
 
-def test_what_failed_is_said_per_file_and_the_rest_goes_on(home):
+def test_what_is_in_the_way_is_moved_aside_or_said(home):
     folder = home.path / ".Wolfram" / "FrontEnd"
     (folder / "tunnel.py").mkdir(parents=True)
     (folder / "tunnel.py" / "x").write_text("")
@@ -149,12 +249,11 @@ def test_what_failed_is_said_per_file_and_the_rest_goes_on(home):
     shutil.rmtree(str(folder))
     folder.write_text("in the way")
     assert home.install("--front-end") == 1
-    assert home.said[-1].startswith("failed: " + str(folder))
+    assert home.said == ["failed: {}: File exists".format(folder)]
 
 
 def test_windows_gets_batch_files(tmp_path):
     home = Home(tmp_path, "win32", APPDATA=str(tmp_path / "AppData"))
-    home.environ.pop("WOLFRAM_BASE")
     home.environ["ProgramData"] = str(tmp_path / "ProgramData")
     assert home.install("--front-end") == 0
     found = [path for path in tmp_path.rglob("tunnel*.bat")] or os.listdir(str(tmp_path))
@@ -163,20 +262,357 @@ def test_windows_gets_batch_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argv, words",
+    "argv, line",
     [
-        (["--what"], "--what: not known"),
-        (["--remote"], "--remote: a value"),
-        (["--remote", "a:b@c"], "--remote: no password"),
-        (["--remote", "-x"], "host: "),
-        (["--remote", "c", "--kernel"], "--remote: installs"),
-        (["-o", "x"], "-o: expected"),
+        (["--what"], "--what: not known; --help lists the options"),
+        (["--what=x"], "--what: not known; --help lists the options"),
+        (["--w\nhat"], "this option: not known; --help lists the options"),
+        (["--front"], "--front: not known; --help lists the options"),
+        (["--dry-run=yes"], "--dry-run: expected nothing after it"),
+        (["john:secret@host"], "too many arguments; a host stands after --remote"),
+        ([""], "too many arguments; a host stands after --remote"),
+        (["--remote"], "--remote: expected HOST, as in --remote john@host.example.com"),
+        (["--remote", "-x"], "--remote: expected HOST, as in --remote john@host.example.com"),
+        (["--remote="], "--remote: the host is empty; expected [user[:password]@]host[:port]"),
+        (["--remote", "a:b@c"], "--remote: no password here; ssh asks for it"),
+        (
+            ["--remote", "c", "--kernel"],
+            "--remote: installs for the kernel there; leave --front-end and --kernel out",
+        ),
+        (["-o"], "-o: expected NAME=VALUE, as in -o Compression=no"),
+        (["-o", "x"], "-o: expected NAME=VALUE, as in -o Compression=no"),
+        (["-ox"], "-o: expected NAME=VALUE, as in -o Compression=no"),
+        (["-o", "Port=22"], "-o: is for --remote only"),
     ],
 )
-def test_bad_arguments(argv, words, capsys):
+def test_bad_arguments(argv, line, capsys):
     assert install.main(argv) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert words in line
+    assert tuple(capsys.readouterr()) == ("", "install.py: {}\n".format(line))
+
+
+def test_options_are_understood_as_ssh_understands_them():
+    options = install.Parser.make().parse(["-oPort=22", "-o", "User=john", "--remote=c", "--dry-run"])
+    assert options.ssh_options == [("Port", "22"), ("User", "john")]
+    assert (options.remote.host, options.dry_run, options.uninstall) == ("c", True, False)
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["-h"], ["--kernel", "--help"]])
+def test_help_lists_all_options(argv, capsys):
+    assert install.main(argv) == 0
+    output, errors = capsys.readouterr()
+    words = "--front-end --kernel --remote HOST -o NAME=VALUE --dry-run --uninstall --version --help"
+    assert set(words.split()) <= set(output.replace(",", " ").split())
+    assert errors == ""
+
+
+def test_version(capsys):
+    assert install.main(["--version"]) == 0
+    assert tuple(capsys.readouterr()) == ("tunnel {}\n".format(tunnel.VERSION), "")
+
+
+@pytest.mark.parametrize(
+    "argv, redirection, code, errors",
+    [
+        (["--help"], ">/dev/full", 1, "install.py: the output could not be written: No space left on device\n"),
+        (["--help"], ">&-", 0, ""),
+        (
+            ["--front-end"],
+            ">/dev/full",
+            1,
+            "install.py: the output could not be written: No space left on device\n",
+        ),
+        (["--front-end"], ">&-", 0, ""),
+        (["--what"], "2>/dev/full", 2, ""),
+        (["--what"], "2>&-", 2, ""),
+    ],
+)
+def test_output_that_has_nowhere_to_go(tmp_path, argv, redirection, code, errors):
+    done = run_install(*argv, before="exec " + redirection, HOME=str(tmp_path))
+    assert (done.returncode, done.stderr) == (code, errors)
+    if argv == ["--front-end"]:  # what was to be done is done
+        assert (tmp_path / ".Wolfram/FrontEnd/tunnel_sub.sh").exists()
+
+
+def test_a_reader_who_has_seen_enough(tmp_path):
+    environ = dict(os.environ, PYTHONUNBUFFERED="")
+    reader, writer = os.pipe()
+    os.close(reader)
+    for argv in (["--dry-run"], ["--help"], ["--front-end"]):
+        process = subprocess.Popen(
+            [sys.executable, INSTALL] + argv, stdout=writer, stderr=subprocess.PIPE, env=environ
+        )
+        assert process.communicate()[1] == b""
+        assert process.returncode == 0
+    os.close(writer)
+    assert (tmp_path / ".Wolfram/FrontEnd/tunnel_sub.sh").exists()
+
+
+def test_paths_that_the_output_cannot_show(tmp_path):
+    home = tmp_path / "Möbel"
+    home.mkdir()
+    done = run_install("--front-end", HOME=str(home), PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "M\\xf6bel" in done.stdout
+
+
+# -- odd situations
+
+
+def test_what_is_missing_beside_it_is_named(tmp_path):
+    alone = copy_of_tunnel(tmp_path / "alone", "install.py")
+    done = run_install("--dry-run", script=alone / "install.py")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+    assert "tunnel.py is missing" in done.stderr
+    part = copy_of_tunnel(tmp_path / "part", "install.py", "tunnel.py", "tunnel_sub.py")
+    for argv in (["--kernel"], ["--remote", "host"]):
+        done = run_install(
+            *argv, script=part / "install.py", MATHEMATICA_BASE=str(tmp_path), TUNNEL_SSH="/bin/true"
+        )
+        assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (1, "", 1)
+        assert "{}: No such file or directory; it has".format(part / "tunnel.m") in done.stderr
+
+
+def test_it_can_be_run_through_a_link(tmp_path):
+    (tmp_path / "link").symlink_to(INSTALL)
+    done = run_install("--dry-run", script=tmp_path / "link", HOME=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_old_python_is_told():
+    code = "import sys; sys.version_info = (3, 5, 2, 'final', 0); exec(open(sys.argv[1]).read())"
+    done = rig.run(sys.executable, "-c", code, INSTALL)
+    assert (done.returncode, done.stderr) == (1, "install.py: needs Python 3.6 or later, and this is 3.5\n")
+
+
+@pytest.mark.parametrize("home", [".", "/no/such/home"])
+def test_a_home_that_is_none(tmp_path, home):
+    done = run_install("--dry-run", HOME=home)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("install.py: HOME: names no directory;")
+    named = {name + "_USERBASE": str(tmp_path) for name in ("MATHEMATICA", "WOLFRAM")}
+    assert run_install("--dry-run", HOME=home, **named).returncode == 0
+
+
+def test_without_home_the_list_of_users_counts(monkeypatch):
+    there = pwd.getpwuid(os.getuid()).pw_dir
+    for home in (None, ""):
+        done = run_install("--dry-run", "--front-end", HOME=home)
+        if os.path.isdir(there):
+            assert done.stdout.startswith(("would install: " + there, "unchanged: " + there))
+        else:
+            assert done.stderr.startswith("install.py: HOME: names no directory")
+
+    def unknown(path):
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(os.path, "expanduser", unknown)
+    with pytest.raises(tunnel.Fatal):
+        install.home_directory("linux", {})
+
+
+def test_sudo_installs_for_kernels_only(home, monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    home.environ["SUDO_USER"] = "john"
+    for argv in ([], ["--front-end"]):
+        with pytest.raises(tunnel.Fatal) as caught:
+            home.install(*argv)
+        assert "john's" in str(caught.value.text)
+        assert tree(home.path) == {}
+    assert home.install("--kernel") == 0
+    assert home.install("--uninstall") == 0
+    assert tree(home.path) == {}
+
+
+def test_all_users_can_read_what_is_for_all(home):
+    before = os.umask(0o077)
+    try:
+        assert home.install("--kernel") == 0
+    finally:
+        os.umask(before)
+    for path in ("none", "none/Wolfram", "none/Wolfram/Kernel", "none/Wolfram/Kernel/tunnel.m"):
+        assert os.stat(str(home.path / path)).st_mode & 0o055 in (0o055, 0o044)
+
+
+def test_a_lost_execute_bit_comes_back(home):
+    home.install("--front-end")
+    before = tree(home.path)
+    script = home.path / ".Wolfram/FrontEnd/tunnel.sh"
+    script.chmod(0o644)
+    assert home.install("--front-end") == 0
+    assert [line for line in home.said if "unchanged" not in line] == ["made executable: {}".format(script)]
+    assert tree(home.path) == before
+
+
+def test_one_directory_for_both_products(home):
+    (home.path / "link").symlink_to(home.path / "one")
+    for suffix in ("_USERBASE", "_BASE"):
+        home.environ["MATHEMATICA" + suffix] = str(home.path / "one")
+        home.environ["WOLFRAM" + suffix] = str(home.path / "link")
+    (home.path / "one").mkdir()
+    before = tree(home.path)
+    assert home.install() == 0
+    assert len(home.said) == len(set(home.said)) == len([line for line in home.said if "installed" in line])
+    assert home.install("--uninstall") == 0
+    assert len(home.said) == len([line for line in home.said if "removed" in line])
+    assert tree(home.path) == before
+
+
+@pytest.mark.parametrize("first, second", [("--front-end", "--kernel"), ("--kernel", "--front-end")])
+def test_both_parts_can_go_one_after_the_other(home, first, second):
+    home.environ["WOLFRAM_USERBASE"] = str(home.path / "w")
+    for part in (first, second, first, second):
+        assert home.install(part) == 0
+    assert home.install("--uninstall", first) == 0
+    assert home.install("--uninstall", second) == 0
+    assert tree(home.path) == {}
+
+
+def test_nothing_to_uninstall_is_said(home):
+    assert home.install("--uninstall") == 0
+    (line,) = home.said
+    assert line.startswith("nothing of Tunnel is installed in " + str(home.path))
+
+
+def test_a_full_disk_leaves_what_was_there(home, monkeypatch):
+    """A limit on the size of files: what is longer than 8 KB cannot be written."""
+    folder = home.path / ".Wolfram" / "FrontEnd"
+    folder.mkdir(parents=True)
+    (folder / "tunnel.sh").write_bytes(OLD)  # which works, and has to after this
+    before = tree(home.path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        assert home.install() == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert home.said == [
+        "failed: {}: File too large".format(path)
+        for path in (folder / "tunnel.py", home.path / "none/Wolfram/Kernel/tunnel.m")
+    ]
+    assert tree(home.path) == before
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(home):
+    folder = home.path / ".Wolfram" / "FrontEnd"
+    (folder / install.RECORD).mkdir(parents=True)  # as good as a read-only folder, for root too
+    for argv in (["--front-end"], ["--front-end", "--uninstall"]):
+        assert home.install(*argv) == 1
+        assert home.said == ["failed: {}: Is a directory".format(folder / install.RECORD)]
+
+
+def killed_after(number, action):
+    """Whether ``action`` ended by itself in a process that is killed at its ``number``-th change of a file."""
+    child = os.fork()
+    if not child:
+        left = [number]
+
+        def counted(real):
+            def call(*arguments, **options):
+                left[0] -= 1
+                if not left[0]:
+                    os._exit(9)
+                return real(*arguments, **options)
+
+            return call
+
+        for name in ("chmod", "rename", "replace", "remove"):
+            setattr(os, name, counted(getattr(os, name)))
+        action()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("then", ["", "again", "another"])
+def test_a_run_that_was_killed_can_be_undone(home, tmp_path_factory, then):
+    other = copy_of_tunnel(tmp_path_factory.mktemp("other") / "tunnel")
+    (other / "tunnel.py").write_text("other = 1\n")
+    folder = home.path / ".Wolfram" / "FrontEnd"
+    folder.mkdir(parents=True)
+    (home.path / "none").mkdir()
+    for name in ("tunnel.sh", "tunnel.py"):
+        (folder / name).write_bytes(OLD)
+    before = tree(home.path)
+    number, ended = 0, False
+    while not ended:
+        number += 1
+        if then == "another":
+            assert home.install("--front-end") == 0
+        ended = killed_after(
+            number, lambda: home.install("--front-end", source=other if then == "another" else None)
+        )
+        if then == "again":
+            assert home.install("--front-end") == 0
+        assert home.install("--uninstall") == 0, number
+        assert tree(home.path) == before, number
+    assert number > 3
+    assert home.install("--front-end") == 0
+    ended = False
+    while not ended:
+        ended = killed_after(3, lambda: home.install("--uninstall"))
+    assert {name: content for name, content in tree(home.path).items() if name in before} == before
+
+
+def test_a_changed_file_is_kept_and_says_where_the_one_before_is(home):
+    folder = home.path / ".Wolfram" / "FrontEnd"
+    folder.mkdir(parents=True)
+    (folder / "tunnel.sh").write_bytes(OLD)
+    home.install("--front-end")
+    (folder / "tunnel.sh").write_text("mine now")
+    assert home.install("--uninstall") == 0
+    assert [line for line in home.said if line.endswith("; what was there before is tunnel.sh.before-tunnel")]
+    assert (folder / "tunnel.sh").read_text() == "mine now"
+    assert (folder / "tunnel.sh.before-tunnel").read_bytes() == OLD
+
+
+def test_a_file_of_the_users_in_place_of_ours_is_kept(home):
+    """A link, here; and it is not looked through."""
+    home.install("--front-end")
+    script = home.path / ".Wolfram/FrontEnd/tunnel.sh"
+    script.unlink()
+    script.symlink_to("nowhere")
+    assert home.install("--uninstall") == 0
+    assert os.readlink(str(script)) == "nowhere"
+    assert "kept: {}: it has changed".format(script) in str(home.said)
+
+
+# -- the Python that is pinned
+
+
+def test_the_python_of_a_virtual_environment_is_not_pinned(tmp_path):
+    subprocess.check_call([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")])
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import install; print(install.base_python('linux'))"
+    done = rig.run(str(tmp_path / "venv/bin/python"), "-c", code, rig.LAUNCHERS)
+    python = done.stdout.strip()
+    assert not python.startswith(str(tmp_path))
+    code = "import sys; print(sys.version_info[:2], sys.prefix == sys.base_prefix)"
+    assert rig.run(python, "-c", code).stdout == "{} True\n".format(sys.version_info[:2])
+
+
+def test_the_python_that_is_pinned_is_of_the_version_that_ran_it(tmp_path, monkeypatch):
+    name = "python{}.{}".format(*sys.version_info[:2])
+    (tmp_path / "bin").mkdir()
+    for each in ("python3", name):
+        (tmp_path / "bin" / each).write_text("")
+    monkeypatch.setattr(sys, "base_prefix", str(tmp_path))
+    monkeypatch.setattr(sys, "_base_executable", sys.executable, raising=False)
+    assert install.base_python("linux") == str(tmp_path / "bin" / name)
+    monkeypatch.setattr(sys, "executable", "")
+    monkeypatch.setattr(sys, "_base_executable", "", raising=False)
+    assert install.base_python("linux") == str(tmp_path / "bin" / name)
+    shutil.rmtree(str(tmp_path / "bin"))
+    with pytest.raises(tunnel.Fatal):
+        install.base_python("linux")
+
+
+def test_byte_code_lies_where_the_drop_ins_look(tmp_path):
+    """They start Python with -E, so what the environment says of byte code does not hold for them."""
+    environ = {"PYTHONPYCACHEPREFIX": str(tmp_path / "elsewhere"), "PYTHONOPTIMIZE": "2", "HOME": str(tmp_path)}
+    assert run_install("--front-end", **environ).returncode == 0
+    found = sorted(os.listdir(str(tmp_path / ".Wolfram/FrontEnd/__pycache__")))
+    assert [name for name in found if "opt" not in name and name.startswith("tunnel.")]
+    before = tree(tmp_path / ".Wolfram")
+    assert rig.run(str(tmp_path / ".Wolfram/FrontEnd/tunnel_sub.sh"), "--version").returncode == 0
+    assert tree(tmp_path / ".Wolfram") == before
 
 
 def test_the_scripts_need_nothing_but_the_standard_library():
@@ -234,10 +670,16 @@ def test_an_unchanged_kernel_configuration_launches(desk, machine, installed, ro
     assert "the kernel has ended" in desk.logs()[0] or role == "compute"
 
 
-def test_the_drop_in_answers_the_password_prompt(desk, machine, installed):
+@pytest.mark.parametrize("linked_to", [False, True])
+def test_the_drop_in_answers_the_password_prompt(desk, machine, installed, tmp_path, linked_to):
     host = "john:{}@{}".format(rig.PASSWORD, machine.address)
     os.chmod(str(installed / "tunnel.py"), 0o644)  # as on a file system without execute bits
-    end = login_script(desk, machine, "compute", installed, {"TUNNEL_SSH": machine.make_keyless_ssh()}, host)
+    place = installed
+    if linked_to:
+        place = tmp_path / "Ort der Links"
+        place.mkdir()
+        (place / "tunnel_sub.sh").symlink_to(os.path.relpath(str(installed / "tunnel_sub.sh"), str(place)))
+    end = login_script(desk, machine, "compute", place, {"TUNNEL_SSH": machine.make_keyless_ssh()}, host)
     end.accept()
     assert end.wait() == (0, "")
 
@@ -261,12 +703,89 @@ def test_the_drop_in_takes_mathematica_libraries_out_before_python_starts(tmp_pa
 
 def test_the_drop_in_says_what_to_do_when_its_python_is_gone(tmp_path):
     script = tmp_path / "tunnel_sub.sh"
-    script.write_text(install.drop_in("tunnel_sub", "linux", "/no/such/python3"))
+    script.write_text(install.drop_in("tunnel_sub", "linux", "/no/such\\nice/it's python3"))
     done = rig.run("/bin/sh", str(script), "host", "kernel", "link")
     assert done.returncode == 69
-    assert "run install.py again" in done.stderr
+    assert done.stderr.endswith("is gone (/no/such\\nice/it's python3); run install.py again\n")
     (log,) = (tmp_path / "Logs").glob("*.log")
-    assert "run install.py again" in log.read_text()
+    assert log.read_text() == done.stderr
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A drop-in below a folder with blanks and letters beyond ASCII, with a Python that only says what it gets:
+    the folder and ``TUNNEL_DROPIN``. ``readlink`` takes no options, as on macOS before 12.3."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    readlink = tools / "readlink"
+    readlink.write_text('#!/bin/sh\n[ $# = 1 ] && exec {} "$1"\nexit 1\n'.format(shutil.which("readlink")))
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nprintf "%s\\n%s" "$4" "$TUNNEL_DROPIN"\n')
+    front_end = tmp_path / "Möbel und {}".format(ODD) / "FrontEnd"
+    front_end.mkdir(parents=True)
+    script = front_end / "tunnel.sh"
+    script.write_text(install.drop_in("tunnel", "linux", str(python)))
+    for path in (readlink, python, script):
+        path.chmod(0o755)
+    places = [tmp_path / "ein Ort" / "ö", tmp_path / "bin"]
+    for place in places:
+        place.mkdir(parents=True)
+    (places[0] / "absolute").symlink_to(script)
+    (places[0] / "relative link").symlink_to(os.path.relpath(str(script), str(places[0])))
+    (places[1] / "chain").symlink_to("../ein Ort/ö/relative link")
+    (tmp_path / "folder").symlink_to(places[1])
+    return front_end
+
+
+@pytest.mark.parametrize(
+    "place, command",
+    [
+        (".", ["Möbel und {}/FrontEnd/tunnel.sh".format(ODD)]),
+        ("Möbel und {}/FrontEnd".format(ODD), ["./tunnel.sh"]),
+        ("Möbel und {}/FrontEnd".format(ODD), ["sh", "tunnel.sh"]),
+        ("/", ["{}/ein Ort/ö/absolute"]),
+        ("/", ["{}/ein Ort/ö/relative link"]),
+        ("ein Ort/ö", ["./relative link"]),
+        ("ein Ort/ö", ["sh", "relative link"]),
+        ("ein Ort", ["ö/relative link"]),
+        ("/", ["{}/bin/chain"]),
+        ("/", ["{}/folder/chain"]),
+        (".", ["folder/chain"]),
+        ("/", ["chain"]),
+        ("/", ["bash", "chain"]),
+        ("folder", ["bash", "chain"]),
+    ],
+)
+def test_the_drop_in_works_from_everywhere(tmp_path, linked, place, command):
+    tools = str(tmp_path / "tools")
+    shells = {name: shutil.which(name) for name in ("sh", "bash")}
+    command = [shells.get(word) or word.replace("{}", str(tmp_path)) for word in command]
+    environ = {"PATH": "{}:{}/bin".format(tools, tmp_path)}
+    if command[0] == "chain":
+        command = ["/usr/bin/env"] + command  # which looks along PATH
+    done = rig.run(*command, env=environ, cwd=str(tmp_path / place))
+    assert done.stderr == ""
+    folder, script = done.stdout.split("\n")
+    assert os.path.realpath(folder) == str(linked)
+    assert os.path.isabs(script)
+    assert os.path.realpath(script) == str(linked / "tunnel.sh")
+
+
+def test_the_drop_in_logs_beside_itself_that_its_python_is_gone(tmp_path, linked):
+    (tmp_path / "python").unlink()
+    assert rig.run(str(tmp_path / "bin/chain"), env={"PATH": MINIMAL}).returncode == 69
+    assert os.listdir(str(linked / "Logs")) == ["tunnel_no_python.log"]
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "POSIX"])
+def test_the_launcher_starts_from_a_folder_with_an_odd_name(tmp_path, locale):
+    home = Home(tmp_path / ODD / "Bücher")
+    home.path.mkdir(parents=True)
+    assert home.install("--front-end") == 0
+    link = tmp_path / "link"
+    link.symlink_to(home.path / ".Wolfram/FrontEnd/tunnel_sub.sh")
+    done = rig.run(str(link), "--version", env={"PATH": MINIMAL, "LC_ALL": locale}, cwd="/")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tunnel {}\n".format(tunnel.VERSION), "")
 
 
 def test_the_drop_in_ignores_modules_where_it_is_called(tmp_path, installed):
@@ -274,6 +793,365 @@ def test_the_drop_in_ignores_modules_where_it_is_called(tmp_path, installed):
     (tmp_path / "select.py").write_text("raise SystemExit(99)")
     done = rig.run(str(installed / "tunnel.sh"), "--version", cwd=str(tmp_path))
     assert (done.returncode, done.stdout) == (0, "tunnel {}\n".format(tunnel.VERSION))
+
+
+# -- the kernel machine
+
+
+class Login:
+    """The home on a kernel machine: its ssh is a program that does what sshd does with a command."""
+
+    def __init__(self, folder, shell="/bin/sh", **environ):
+        self.path = folder / "kernel home"
+        self.path.mkdir()
+        self.ssh = folder / "ssh"
+        words = ["{}='{}'".format(name, value) for name, value in dict(environ, HOME=self.path).items()]
+        self.ssh.write_text(
+            '#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\ncd / && exec env -i PATH="${{KERNEL_PATH:-$PATH}}"'
+            ' {} {} -c "$1"\n'.format(" ".join(words), shell)
+        )
+        self.ssh.chmod(0o755)
+        self.said = []
+
+    def remote(self, *argv, source=None, **environ):
+        self.said = []
+        environ = dict(os.environ, TUNNEL_SSH=str(self.ssh), **environ)
+        installer = install.Installer(("--remote", "host") + argv, "linux", environ, "/none", self.said.append)
+        installer.source = str(source or installer.source)
+        code = installer.run()
+        self.said = [line.partition(": ")[2] for line in self.said]
+        return code
+
+    def local(self, *argv, source=None):
+        """The same on the machine itself."""
+        home = Home(self.path, MATHEMATICA_USERBASE=str(self.path / ".Mathematica"))
+        code = home.install("--kernel", *argv, source=source)
+        self.said = home.said
+        return code
+
+
+@pytest.fixture
+def login(tmp_path):
+    return Login(tmp_path)
+
+
+def old_local(folder, text, aside):
+    """As install.py --kernel of 1.0.0 before its release put it down."""
+    made = [str(path) for path in (folder.parent, folder) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    if aside:
+        (folder / "tunnel.m").rename(folder / "tunnel.m.before-tunnel")
+    (folder / "tunnel.m").write_text(text)
+    entry = {"sha256": install.digest(text.encode("utf-8")), "aside": "tunnel.m.before-tunnel" if aside else None}
+    record = {"files": {"tunnel.m": entry}, "folders": made}
+    (folder / "tunnel-install.json").write_text(json.dumps(record, indent=1, sort_keys=True))
+
+
+def old_remote(folder, text, aside):
+    """As its install.py --remote did."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if aside:
+        (folder / "tunnel.m").rename(folder / "tunnel.m.before-tunnel")
+    (folder / "tunnel.m").write_text(text)
+    (folder / ".tunnel-installed").write_text(text)
+
+
+def put(login, how, source=None):
+    folder = login.path / ".Mathematica" / "Kernel"
+    if how.startswith("old"):
+        {"old local": old_local, "old remote": old_remote}[how](
+            folder, "(* Tunnel *)\n", (folder / "tunnel.m").exists()
+        )
+    else:
+        assert getattr(login, how)(source=source) == 0
+    return folder / "tunnel.m"
+
+
+WAYS = ["local", "remote", "old local", "old remote"]
+
+
+@pytest.mark.parametrize("there", ["nothing", "base", "folder", "file", "other files"])
+@pytest.mark.parametrize("back", ["local", "remote"])
+@pytest.mark.parametrize("how", WAYS)
+def test_whoever_put_it_there_either_takes_it_away(login, how, back, there):
+    folder = login.path / ".Mathematica" / "Kernel"
+    if there != "nothing":
+        (folder.parent if there == "base" else folder).mkdir(parents=True)
+    elif how == "remote":
+        login.ssh.write_text(
+            login.ssh.read_text().replace("env -i", "env -i MATHEMATICA_USERBASE=" + repr(str(folder.parent)))
+        )
+    if there == "file":
+        (folder / "tunnel.m").write_bytes(OLD)
+    elif there == "other files":
+        (folder / "init.m").write_bytes(OLD)
+        (folder / "tunnel.m.before-tunnel-2").write_bytes(OLD)
+    before = tree(login.path)
+    file = put(login, how)
+    assert file.read_bytes() != OLD
+    between = tree(login.path)
+    assert getattr(login, back)("--uninstall", "--dry-run") == 0
+    assert login.said == ["would remove: {}".format(file)]
+    assert tree(login.path) == between
+    assert getattr(login, back)("--uninstall") == 0
+    assert login.said == ["removed: {}".format(file)] + ["restored: {}".format(file)] * (there == "file")
+    if how == "old remote" and there in ("base", "folder"):
+        return  # it did not know which folders were its own, and removed those that were empty
+    assert tree(login.path) == before
+
+
+@pytest.mark.parametrize("update", ["local", "remote"])
+@pytest.mark.parametrize("back", ["local", "remote"])
+@pytest.mark.parametrize("how", WAYS)
+def test_whoever_put_it_there_either_updates_it(login, tmp_path, how, back, update):
+    source = copy_of_tunnel(tmp_path / "other")
+    (source / "tunnel.m").write_text("(* another version *)\n")
+    folder = login.path / ".Mathematica" / "Kernel"
+    folder.mkdir(parents=True)
+    (folder / "tunnel.m").write_bytes(OLD)
+    before = tree(login.path)
+    put(login, how)
+    assert getattr(login, update)(source=source) == 0
+    assert login.said == ["installed: {}".format(folder / "tunnel.m")]
+    assert sorted(os.listdir(str(folder))) == sorted([install.RECORD, "tunnel.m", "tunnel.m.before-tunnel"])
+    between = tree(login.path)
+    for again in ("local", "remote"):
+        assert getattr(login, again)(source=source) == 0
+        assert login.said == ["unchanged: {}".format(folder / "tunnel.m")]
+        assert tree(login.path) == between
+    assert getattr(login, back)("--uninstall") == 0
+    assert tree(login.path) == before
+
+
+@pytest.mark.parametrize("back", ["local", "remote"])
+@pytest.mark.parametrize("how", WAYS)
+def test_whoever_put_it_there_what_has_changed_is_kept(login, how, back):
+    folder = login.path / ".Mathematica" / "Kernel"
+    folder.mkdir(parents=True)
+    (folder / "tunnel.m").write_bytes(OLD)
+    put(login, how)
+    (folder / "tunnel.m").write_text("mine now")
+    assert getattr(login, back)("--uninstall") == 0
+    assert login.said == [
+        "kept: {}: it has changed since it was installed; what was there before is tunnel.m.before-tunnel".format(
+            folder / "tunnel.m"
+        )
+    ]
+    assert (folder / "tunnel.m").read_text() == "mine now"
+    assert (folder / "tunnel.m.before-tunnel").read_bytes() == OLD
+    put(login, back)
+    assert (folder / "tunnel.m.before-tunnel-2").read_text() == "mine now"
+    assert getattr(login, "remote" if back == "local" else "local")("--uninstall") == 0
+    assert (folder / "tunnel.m").read_text() == "mine now"
+    assert sorted(os.listdir(str(folder))) == ["tunnel.m", "tunnel.m.before-tunnel"]
+
+
+@pytest.mark.parametrize("back", ["local", "remote"])
+def test_two_old_records_in_one_folder(login, back):
+    """A local and a remote installation of different versions, the second over the first."""
+    folder = login.path / ".Mathematica" / "Kernel"
+    folder.mkdir(parents=True)
+    (folder / "tunnel.m").write_bytes(OLD)
+    old_local(folder, "first", True)
+    (folder / "tunnel.m").rename(folder / "tunnel.m.before-tunnel.2")
+    old_remote(folder, "second", False)
+    assert getattr(login, back)("--uninstall") == 0
+    assert (folder / "tunnel.m").read_bytes() == OLD
+    assert sorted(os.listdir(str(folder))) == ["tunnel.m", "tunnel.m.before-tunnel.2"]
+
+
+@pytest.mark.parametrize("back", ["local", "remote"])
+@pytest.mark.parametrize(
+    "record", [b"", b"\xff\n{", b"folders x\nfile tunnel.m", b"folders -1\nfile tunnel.m - - -\n"]
+)
+def test_a_damaged_record_removes_nothing(login, capfd, back, record):
+    folder = login.path / ".Mathematica" / "Kernel"
+    folder.mkdir(parents=True)
+    for name in (install.RECORD, "tunnel-install.json"):
+        (folder / name).write_bytes(record)
+    (folder / "tunnel.m").write_bytes(OLD)
+    assert getattr(login, back)("--uninstall") == 0
+    assert (folder / "tunnel.m").read_bytes() == OLD
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_remote_side_serves_the_same_directories(tmp_path):
+    mine, shared = tmp_path / ODD.replace("'", ""), tmp_path / "none" / "Mathematica"
+    login = Login(tmp_path, WOLFRAM_USERBASE=mine)
+    assert login.remote() == 0
+    assert login.said == ["installed: {}/Kernel/tunnel.m".format(mine)]
+    shared.mkdir(parents=True)  # it is here, though nobody has started it yet
+    assert login.remote() == 0
+    assert login.said[0] == "installed: {}/.Mathematica/Kernel/tunnel.m".format(login.path)
+    (shared / "Kernel").mkdir()
+    old_local(shared / "Kernel", "by root", False)
+    assert login.remote("--uninstall") == 0
+    assert len([line for line in login.said if line.startswith("removed: ")]) == 3
+    assert (tree(login.path), tree(shared)) == ({}, {"Kernel": None})
+    assert login.remote("--uninstall") == 0
+    assert login.said == ["nothing of Tunnel is installed here"]
+
+
+def test_the_folder_of_both_parts_goes_with_the_last(login):
+    home = Home(login.path, WOLFRAM_USERBASE=str(login.path / ".Wolfram"))
+    assert home.install("--front-end") == 0
+    assert login.remote() == 0
+    assert home.install("--front-end", "--uninstall") == 0
+    assert login.remote("--uninstall") == 0
+    assert tree(login.path) == {}
+
+
+SHELLS = {
+    "bash": ".bashrc",
+    "tcsh": ".tcshrc",
+    "fish": ".config/fish/config.fish",
+    "zsh": ".zshenv",
+    "dash": ".profile",
+}
+
+
+@pytest.mark.parametrize("shell", sorted(SHELLS))
+def test_any_login_shell_will_do_and_may_print(tmp_path, shell):
+    program = shutil.which(shell)
+    if not program:
+        pytest.skip("needs " + shell)
+    login = Login(
+        tmp_path, "{} -l".format(program) if shell == "dash" else program, SSH_CLIENT="1 2 3", SSH_CONNECTION="1"
+    )
+    noise = login.path / SHELLS[shell]
+    noise.parent.mkdir(parents=True, exist_ok=True)
+    noise.write_text("echo 'removed: everything'\nprintf 'no end of line: '\n")
+    before = tree(login.path)
+    if program and shell != "bash":
+        assert "removed" in rig.run(str(login.ssh), "host", "true").stdout  # it does print
+    assert login.remote() == 0
+    assert login.said == ["installed: {}/.Wolfram/Kernel/tunnel.m".format(login.path)]
+    assert login.remote("--uninstall") == 0
+    assert {name: data for name, data in tree(login.path).items() if name in before} == before
+    assert not (login.path / ".Wolfram").exists()
+
+
+@pytest.mark.parametrize(
+    "shell, words",
+    [
+        ("/bin/true", "ssh ended with exit code 0, and no shell there has run the script to its end"),
+        ("echo 'tunnel-install> installed: x'; exit 3", "ssh ended with exit code 3, and no shell there"),
+        ("exit 255", "ssh ended with exit code 255"),
+    ],
+)
+def test_a_script_that_was_not_run_is_a_failure(tmp_path, shell, words):
+    login = Login(tmp_path, "/bin/sh")
+    login.ssh.write_text("#!/bin/sh\ncat >/dev/null\n{}\n".format(shell))
+    assert login.remote() == 1
+    assert words in login.said[-1]
+
+
+def test_a_script_that_arrives_in_part_does_nothing(login):
+    script = install.Installer(["--remote", "host"]).remote_script()
+    begin = script.index(b"TUNNEL_END_OF_FILE")
+    for end in (begin + 1000, script.rindex(b"TUNNEL_END_OF_FILE"), script.rindex(b"\nmain\n")):
+        rig.run(str(login.ssh), "sh", input=script[:end].decode("utf-8"))
+        assert tree(login.path) == {}
+
+
+def test_the_remote_side_says_what_it_needs_and_what_failed(login, tmp_path):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("sh", "env", "cat", "sed", "cut", "uname", "mkdir", "rmdir", "rm", "mv", "chmod", "grep"):
+        (bare / name).symlink_to(shutil.which(name))
+    assert login.remote(KERNEL_PATH=str(bare)) == 1
+    assert login.said == ["failed: one of sha256sum, shasum and openssl has to be there"]
+    assert tree(login.path) == {}
+    text = login.ssh.read_text()
+    login.ssh.write_text(text.replace("HOME=", "OTHER="))
+    assert login.remote() == 1
+    assert login.said == ["failed: HOME is not set"]
+    login.ssh.write_text(text)
+    (login.path / ".Wolfram").write_text("in the way")
+    assert login.remote() == 1
+    assert login.said == ["failed: {}/.Wolfram/Kernel/tunnel.m: the folder cannot be made".format(login.path)]
+
+
+@pytest.mark.parametrize("tool", ["shasum", "openssl"])
+def test_the_remote_side_makes_do_with_another_tool(login, tmp_path, tool):
+    if not shutil.which(tool):
+        pytest.skip("needs " + tool)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    names = ["sh", "env", "cat", "sed", "cut", "uname", "mkdir", "rmdir", "rm", "mv", "chmod", "grep", "perl"]
+    for name in [each for each in names + [tool] if shutil.which(each)]:
+        (bare / name).symlink_to(shutil.which(name))
+    assert login.remote(KERNEL_PATH=str(bare)) == 0
+    assert login.local("--uninstall") == 0
+    assert tree(login.path) == {}
+
+
+def test_a_full_disk_there_leaves_what_was_there(login):
+    text = login.ssh.read_text()
+    login.ssh.write_text(text.replace("cd / &&", "trap '' XFSZ; ulimit -f 8; cd / &&"))
+    folder = login.path / ".Wolfram" / "Kernel"
+    for present in ({}, {"tunnel.m": OLD}):
+        for name, data in present.items():
+            folder.mkdir(parents=True)
+            (folder / name).write_bytes(data)
+        before = tree(login.path)
+        assert login.remote() == 1
+        assert login.said == ["failed: {}/.Wolfram/Kernel/tunnel.m: cannot be written".format(login.path)]
+        assert tree(login.path) == before
+
+
+@pytest.fixture
+def deadly(tmp_path):
+    """A ``PATH`` whose tools that change files kill their shell, at the change whose number is in ``left``."""
+    folder, left = tmp_path / "deadly", tmp_path / "left"
+    folder.mkdir()
+    for name in ("chmod", "mv", "rm"):
+        (folder / name).write_text(
+            '#!/bin/sh\nn=$(($(cat "{0}") - 1)); echo $n >"{0}"\n[ $n != 0 ] || {{ kill -9 $PPID; exit 1; }}\n'
+            'exec {1} "$@"\n'.format(left, shutil.which(name))
+        )
+        (folder / name).chmod(0o755)
+    return "{}:{}".format(folder, os.environ["PATH"]), left
+
+
+@pytest.mark.parametrize("back", ["local", "remote"])
+@pytest.mark.parametrize("first", [None, "local", "old remote"])
+def test_a_run_there_that_was_killed_can_be_undone(login, tmp_path, deadly, first, back):
+    """The first one, or an update."""
+    source = copy_of_tunnel(tmp_path / "other")
+    (source / "tunnel.m").write_text("(* another version *)\n")
+    folder = login.path / ".Mathematica" / "Kernel"
+    folder.mkdir(parents=True)
+    (folder / "tunnel.m").write_bytes(OLD)
+    before = tree(login.path)
+    number, code = 0, None
+    while code != 0:
+        number += 1
+        if first:
+            put(login, first)
+        deadly[1].write_text(str(number))
+        code = login.remote(source=source, KERNEL_PATH=deadly[0])
+        assert getattr(login, back)("--uninstall") == 0
+        assert tree(login.path) == before, number
+    assert number > 3
+
+
+def test_a_connection_that_is_cut_leaves_nothing_half_done(login):
+    folder = login.path / ".Mathematica" / "Kernel"
+    folder.mkdir(parents=True)
+    (folder / "tunnel.m").write_bytes(OLD)
+    before = tree(login.path)
+    login.remote()
+    script = install.Installer(["--remote", "host", "--uninstall"]).remote_script()
+    process = subprocess.Popen(
+        [str(login.ssh), "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    process.stdin.write(script)
+    process.stdin.close()
+    process.wait(10)
+    process.stderr.close()
+    assert tree(login.path) == before
 
 
 def remote(machine, tmp_path, *argv):
@@ -298,7 +1176,7 @@ def test_remote_puts_tunnel_m_into_the_home_on_the_kernel_machine(machine, tmp_p
     assert install.read(there + ".before-tunnel") == b"old\n"
     code, said = remote(machine, tmp_path)
     assert (code, len(said)) == (0, 1)
-    assert ": unchanged " in said[0]
+    assert said[0].endswith(": unchanged: " + there)
     assert remote(machine, tmp_path, "--uninstall")[0] == 0
     assert tree(machine.home) == before
 

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 
 import frontend
 import pytest
@@ -63,6 +64,19 @@ def test_kernel_that_ends_first_ends_client_and_launcher_though_links_stay_open(
     assert end.channels  # the front end has closed none of them
 
 
+@clients
+def test_a_launch_starts_one_kernel_however_long_that_takes_to_boot(desk, machine, client):
+    before = machine.kernel_starts()
+    ends = [desk.slow(machine, role, client=client) for role in ("classic", "callback", "compute")]
+    for end in ends:
+        end.accept()
+        end.echo()
+    assert machine.kernel_starts() == before + len(ends)
+    for end in ends:
+        end.quit()
+        assert end.wait()[0] == 0
+
+
 def test_an_exit_code_of_the_kernel_is_that_of_the_launcher(desk, machine):
     end = desk.launch(machine, "classic", client="plink")
     end.accept()
@@ -87,16 +101,17 @@ def test_twelve_compute_kernels_at_once(desk, machine):
 @clients
 @pytest.mark.parametrize("side", ["front end", "kernel machine"])
 def test_a_taken_port_is_replaced_by_another_block(desk, machine, client, side):
-    ends = frontend.FrontEnd("classic")
-    ends.close_listeners()
-    ports = tuple(int(part.split("@")[0]) for part in ends.link.split(","))
+    end = frontend.FrontEnd("classic")
+    data, message = (listener.getsockname()[1] for listener in end.main)
+    end.close_listeners()
     if side == "front end":
-        held = frontend.listening_pair("127.0.0.1", (max(ports) + 2, 0))
+        held = frontend.listening_pair("127.0.0.1", (max(data, message) + 2, 0))
         release = [each.close for each in held]
     else:
-        release = [machine.occupy(ports[0])]
+        release = [machine.occupy(data)]
+    before = machine.kernel_starts()
     try:
-        end = desk.launch(machine, "classic", client=client, ports=ports)
+        end = desk.launch(machine, "classic", client=client, ports=(data, message))
         end.accept()
         end.echo()
         log = desk.logs()[0]
@@ -104,6 +119,7 @@ def test_a_taken_port_is_replaced_by_another_block(desk, machine, client, side):
         assert "the next block of ports is" in log
         end.tell(b"!quit 0\n")
         assert end.wait()[0] == 0
+        assert machine.kernel_starts() == before + 1
     finally:
         for each in release:
             each()
@@ -157,7 +173,7 @@ def test_kernel_paths_with_blanks_quotes_and_letters_beyond_ascii(desk, machine)
         for prefix in ("~/", "$HOME/"):
             if name.startswith(prefix):
                 folder = os.path.join("home", name[len(prefix) :])
-        full = machine.install_kernel(folder)
+        full = machine.install_kernel(folder, "boot=0")
         end = desk.launch(machine, "compute", kernel=name if folder != name else full)
         end.accept()
         end.echo()
@@ -214,10 +230,23 @@ def test_every_listener_is_on_the_loopback(desk, machine):
     assert rig.exposed_ports("/proc/{}/net/tcp".format(machine.server.pid)) == {machine.port}
 
 
-def test_agent_and_compression_are_asked_for_as_before(desk, machine):
-    end = desk.launch(machine, "classic", "-o", "Compression=no", "-o", "ForwardAgent=no")
-    end.accept()
-    log = desk.logs()[0]
-    assert log.index("Compression=no") < log.index("Compression=yes")
-    assert "compression: none" in log
-    assert "Requesting authentication agent forwarding" not in log
+@pytest.fixture
+def agent(machine, tmp_path):
+    """A running agent, and an ssh that uses it."""
+    path = str(tmp_path / "agent")
+    process = subprocess.Popen(["ssh-agent", "-D", "-a", path], stdout=subprocess.DEVNULL)
+    rig.wait_until(lambda: os.path.exists(path), 5, "the agent")
+    lines = [line for line in machine.client_lines if not line.startswith("IdentityAgent")]
+    yield machine.make_ssh("agent", ["Host *"] + lines + ["IdentityAgent {}".format(path)])[1]
+    process.terminate()
+    process.wait()
+
+
+def test_agent_and_compression_are_as_the_options_say(desk, machine, agent):
+    asked = "Requesting authentication agent forwarding"
+    for options in ((), ("-o", "Compression=no", "-o", "ForwardAgent=no")):
+        end = desk.launch(machine, "classic", *options, env={"TUNNEL_SSH": agent})
+        end.accept()
+        (log,) = [text for text in desk.logs() if end.link in text.splitlines()[1]]
+        assert (asked in log) == (not options)
+        assert ("compression: none" in log) == bool(options)

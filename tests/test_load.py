@@ -39,17 +39,17 @@ def test_sixty_four_compute_kernels_one_after_another(desk, request):
 
 def test_eight_controller_kernels_with_adjacent_main_link_ports(desk, machine):
     """Their blocks overlap: each has the next one's main link in it."""
-    for base in range(21000, 31000, 100):
-        if not set(range(base, base + 40)) & set(rig.listening_ports(everywhere=True)):
-            break
-    ends = [desk.launch(machine, "callback", ports=(base + 2 * n, base + 2 * n + 1)) for n in range(8)]
+    block = rig.Ports(30)
+    first = block.first
+    ends = [desk.launch(machine, "callback", ports=(first + 2 * n, first + 2 * n + 1)) for n in range(8)]
     for end in ends:
         end.accept()
     for end in ends:
         end.echo()
     for end in ends:
         end.tell(b"!quit 0\n")
-        assert end.wait(20)[0] == 0
+    assert [end.wait(20)[0] for end in ends] == [0] * 8
+    block.close()
 
 
 def test_a_clock_that_jumps_does_not_matter(desk, machine):
@@ -135,3 +135,12 @@ def test_fuzzed_command_lines_end_with_2_or_plan_a_launch(desk, count):
     assert "Traceback" not in errors
     assert len(errors.splitlines()) == len([code for code in codes if code != "0"])
     assert "secret" not in errors + done.stdout.decode()
+
+
+def test_shared_connections_to_two_machines_lead_each_to_its_own(desk, machine, own_machine):
+    machines = (machine, own_machine, machine, own_machine)
+    ends = [desk.launch(each, "compute", "--share", kernel=each.classic) for each in machines]
+    for end in ends:
+        end.accept()
+        end.echo(1000)
+    assert [len(machine.kernels()), len(own_machine.kernels())] == [2, 2]

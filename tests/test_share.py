@@ -1,28 +1,40 @@
-"""--share: one login for all compute kernels on a host."""
+"""--share: one login for any number of compute kernels."""
 
 import os
-import re
+import signal
 import time
 
 import pytest
 import rig
-from conftest import make_machine
+from launches import launched, log_of, masters, nothing_else, server_of
+
+FULL = "the shared connection takes no further kernel"
+CALLED_BACK = "the kernel has called back"
 
 
-def masters(desk):
-    return [pid for pid in desk.processes() if "ControlPersist=60" in rig.command_line(pid)]
+def shared(desk, machine, *arguments, **options):
+    return desk.launch(machine, "compute", "--share", *arguments, **options)
 
 
-def logins(machine):
-    return len(re.findall("Accepted (?:publickey|password) for", machine.server_log()))
+def works(end):
+    assert end.wait(30) == (0, "")
+    end.accept()
+    end.echo(1000)
 
 
-def shared(desk, machine, **options):
-    return desk.launch(machine, "compute", "--share", **options)
+@pytest.fixture
+def serve(request, machine):
+    yield from server_of(request, machine)
+
+
+@pytest.fixture
+def cheap(machine):
+    """A program that takes a kernel's place on a connection, and never calls back."""
+    return machine.write("cheap", "#!/bin/sh\nexec sleep 600\n", 0o755)
 
 
 def test_one_login_serves_many_kernels(desk, machine):
-    before = logins(machine)
+    before = machine.logins()
     ends = []
     for _ in range(6):
         end = shared(desk, machine)
@@ -31,123 +43,191 @@ def test_one_login_serves_many_kernels(desk, machine):
         end.accept()
     for end in ends:
         end.echo()
-    assert logins(machine) == before + 1
+    assert machine.logins() == before + 1
     assert len(masters(desk)) == 1
-    assert all("the kernel has called back" in log for log in desk.logs())
+    assert all(CALLED_BACK in log for log in desk.logs())
     for end in ends:
         end.quit()
     rig.wait_until(lambda: not machine.kernels(), 5)
     rig.wait_until(lambda: not machine.listeners(), 5, "the return of the forwards")
-    rig.wait_until(lambda: desk.processes() == masters(desk), 5)
+    nothing_else(desk)
+    assert all(pid in masters(desk) for pid in desk.processes())
 
 
 def test_launches_at_the_same_moment_log_in_once(desk, machine):
-    before = logins(machine)
+    before = machine.logins()
     ends = [shared(desk, machine) for _ in range(6)]
     for end in ends:
-        assert end.wait(30) == (0, "")
-        end.accept()
-        end.echo()
-    assert logins(machine) == before + 1
+        works(end)
+    assert machine.logins() == before + 1
 
 
 def test_a_password_is_asked_for_once(desk, machine):
     host = "john:{}@{}".format(rig.PASSWORD, machine.address)
-    before = logins(machine)
+    before = machine.logins()
     for _ in range(3):
-        end = shared(desk, machine, host=host, env={"TUNNEL_SSH": machine.make_keyless_ssh()})
-        assert end.wait() == (0, "")
-        end.accept()
-        end.echo()
-    assert logins(machine) == before + 1
+        works(shared(desk, machine, host=host, env={"TUNNEL_SSH": machine.make_keyless_ssh()}))
+    assert machine.logins() == before + 1
 
 
-def test_a_kernel_that_does_not_start_is_an_error_of_the_launcher(desk, machine):
-    first = shared(desk, machine)
-    assert first.wait()[0] == 0
-    begin = time.monotonic()
-    end = shared(desk, machine, kernel="/opt/Mathematica/10.1/no such/MathKernel")
-    code, errors = end.wait()
-    assert code == 127
-    assert "there is no kernel" in errors
-    assert time.monotonic() - begin < 5
+# -- how many kernels one connection takes
 
 
-def test_a_server_with_no_more_sessions_gets_a_connection_of_its_own(desk, request):
-    machine = make_machine(request, sshd_options=["MaxSessions 2"])
+def launch_cheaply(desk, machine, cheap, count):
     ends = []
-    for _ in range(4):
-        end = shared(desk, machine)
-        ends.append(end)
-        assert end.wait(30) == (0, "")
-        end.accept()
+    for _ in range(count):
+        ends.append(shared(desk, machine, kernel=cheap))
+        assert ends[-1].wait(20)[0] == 0
+    return ends
+
+
+def test_sixty_four_kernels_take_seven_logins_on_a_default_server(desk, machine, cheap):
+    logins, attempts = machine.logins(), machine.attempts()
+    launch_cheaply(desk, machine, cheap, 64)
+    assert machine.logins() == logins + 7
+    assert machine.attempts() == attempts + 7  # nobody has knocked in vain
+    assert "".join(desk.logs()).count(FULL) == 1  # from then on it was known
+    assert len(machine.sessions()) >= 64
+
+
+def test_a_place_that_is_free_again_is_taken_again(desk, machine, cheap):
+    before = machine.logins()
+    launch_cheaply(desk, machine, cheap, 12)
+    launchers = [pid for pid in desk.processes() if any("tunnel_sub.py" in word for word in rig.command_line(pid))]
+    assert len(launchers) == 12
+    for pid in launchers[:3]:
+        os.kill(pid, signal.SIGTERM)
+    for pid in launchers[3:6]:
+        os.kill(pid, signal.SIGKILL)
+    rig.wait_until(lambda: len(kernels(machine, cheap)) == 6, 5, "the end of six kernels")
+    launch_cheaply(desk, machine, cheap, 14)
+    assert machine.logins() <= before + 3  # 20 fill two, and the next may be made in advance
+    assert len(kernels(machine, cheap)) == 20
+
+
+def kernels(machine, program):
+    return [pid for pid in machine.pids() if rig.command_line(pid)[:2] == ["sleep", "600"]]
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_each_connection_is_filled_and_a_full_one_is_never_tried_again(desk, serve, most):
+    machine = serve("MaxSessions {}".format(most))
+    logins, attempts = machine.logins(), machine.attempts()
+    for _ in range(6):
+        works(shared(desk, machine))
+    needed = 6 // most
+    assert needed <= machine.logins() - logins <= needed + 1  # the next may be made in advance
+    rig.wait_until(
+        lambda: machine.attempts() - attempts == machine.logins() - logins, 5, "all who knock to log in"
+    )
+    assert "".join(desk.logs()).count(FULL) == 1
+    assert len(machine.kernels()) == 6
+
+
+def test_many_launches_at_the_same_moment_fill_connections_too(desk, machine, cheap):
+    before = machine.logins()
+    ends = [shared(desk, machine, kernel=cheap) for _ in range(16)]
     for end in ends:
-        end.echo()
-    assert logins(machine) == 3
-    assert "one of its own then" in "".join(desk.logs())
+        assert end.wait(60) == (0, "")
+    assert machine.logins() <= before + 3
+    # Nothing wrong has been learned: each connection still takes ten.
+    launch_cheaply(desk, machine, cheap, 14)
+    assert machine.logins() <= before + 4
+    assert len(kernels(machine, cheap)) == 30
+
+
+# -- connections that die
 
 
 def test_a_stale_socket_is_no_obstacle(desk, machine):
     first = shared(desk, machine)
-    assert first.wait()[0] == 0
-    first.accept()
+    works(first)
     first.quit()
     for pid in masters(desk):
         rig.end_process(pid)
     rig.wait_until(lambda: not masters(desk), 5)
-    sockets = [name for name in os.listdir(str(desk.runtime / "tunnel")) if not name.endswith(".log")]
+    sockets = [name for name in os.listdir(str(desk.runtime / "tunnel")) if name.endswith("-0")]
     assert sockets  # it is still there, and nobody answers
-    end = shared(desk, machine)
-    assert end.wait() == (0, "")
-    end.accept()
-    end.echo()
+    before = machine.logins()
+    ends = [shared(desk, machine) for _ in range(6)]
+    for end in ends:
+        works(end)
+    assert machine.logins() == before + 1
 
 
 def test_a_connection_that_dies_takes_only_its_own_kernels_with_it(desk, machine):
     first = shared(desk, machine)
-    assert first.wait()[0] == 0
-    first.accept()
+    works(first)
     for pid in masters(desk):
         rig.end_process(pid)
-    second = shared(desk, machine)
-    assert second.wait() == (0, "")
-    second.accept()
-    second.echo()
-    assert len(machine.kernels()) == 1
+    works(shared(desk, machine))
+    rig.wait_until(lambda: len(machine.kernels()) == 1, 5)
+    rig.wait_until(lambda: "the connection was lost" in log_of(desk, first), 5)
 
 
-def test_taken_ports_are_replaced_on_a_shared_connection_too(desk, machine):
-    first = shared(desk, machine)
-    assert first.wait()[0] == 0
-    port = rig.free_port()
-    release = machine.occupy(port)
+def test_after_the_server_was_restarted_the_next_launch_makes_a_new_connection_at_once(desk, serve, machine):
+    works(shared(desk, machine))
+    for pid in machine.sessions():
+        rig.end_process(pid)
+    serve()
+    before, begin = machine.logins(), time.monotonic()
+    works(shared(desk, machine))
+    assert machine.logins() == before + 1
+    assert time.monotonic() - begin < 3
+
+
+def test_a_slow_launch_does_not_take_a_new_connections_socket_away(desk, machine):
+    """It has found the connection dead; until it looks again, another has made a new one."""
+    works(shared(desk, machine))
+    for pid in masters(desk):
+        rig.end_process(pid)
+    rig.wait_until(lambda: not masters(desk), 5)
+    # Its ssh stops for a while whenever somebody has told it that nobody answers.
+    real = machine.ssh + ".real"
+    text = (
+        '#!/bin/sh\n[ -n "$SLOW" ] || exec {0} "$@"\n{0} "$@"\ncode=$?\n[ $code = 255 ] && sleep 1.5\nexit $code\n'
+    )
+    os.rename(machine.ssh, real)  # both launches know it by one name, or they would not share
     try:
-        before = logins(machine)
-        end = shared(desk, machine, ports=(port, 0))
-        assert end.wait() == (0, "")
-        end.accept()
-        end.echo()
-        assert "the next block of ports is" in desk.logs()[-1]
-        assert logins(machine) <= before + 1  # ssh may try one of its own before it is stopped
+        machine.write(os.path.basename(machine.ssh), text.format(real), 0o755)
+        before = machine.logins()
+        late = shared(desk, machine, env={"SLOW": "1"})
+        rig.wait_until(lambda: "Connection refused" in log_of(desk, late), 5)
+        quick = shared(desk, machine)
+        works(quick)
+        works(late)
+        works(shared(desk, machine))
+        assert machine.logins() == before + 1
     finally:
-        release()
+        os.rename(real, machine.ssh)
 
 
-def test_a_long_runtime_folder_is_no_obstacle(desk, machine):
-    runtime = desk.runtime / ("long" * 30)
-    runtime.mkdir(mode=0o700)
-    desk.runtime = runtime
-    end = shared(desk, machine)
-    assert end.wait() == (0, "")
-    end.accept()
-    end.echo()
+# -- where sockets can be
+
+FOLDERS = ["with blanks", "50%C %h %%", 'it\'s "quoted"', "$HOME `pwd` \\ #", "ä ö", "long" * 30, "~", "a\tb"]
 
 
-def test_plink_goes_without(desk, machine):
-    end = shared(desk, machine, client="plink")
-    assert end.wait() == (0, "")
-    end.accept()
-    assert "--share needs OpenSSH" in desk.logs()[0]
+@pytest.mark.parametrize(
+    "variable, name",
+    [("XDG_RUNTIME_DIR", name) for name in FOLDERS] + [("TMPDIR", name) for name in FOLDERS[:2] + FOLDERS[5:6]],
+)
+def test_a_folder_of_any_name_is_no_obstacle(desk, machine, variable, name):
+    folder = desk.runtime / name
+    folder.mkdir(mode=0o700)
+    environ = {"XDG_RUNTIME_DIR": str(desk.runtime) + "/none", variable: str(folder)}
+    fallback = "/tmp/tunnel-{}".format(os.getuid())
+    there = set(os.listdir(fallback)) if os.path.isdir(fallback) else set()
+    if variable == "XDG_RUNTIME_DIR":
+        desk.runtime = folder  # by this its processes are known
+    before = machine.logins()
+    try:
+        for _ in range(2):
+            works(shared(desk, machine, env=environ))
+        assert machine.logins() == before + 1
+    finally:
+        desk.close()
+        for left in set(os.listdir(fallback)) - there if os.path.isdir(fallback) else ():
+            os.remove(os.path.join(fallback, left))
 
 
 def test_the_socket_is_private(desk, machine):
@@ -155,8 +235,40 @@ def test_the_socket_is_private(desk, machine):
     assert end.wait()[0] == 0
     folder = desk.runtime / "tunnel"
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert any(path.is_socket() for path in folder.iterdir())
     for path in folder.iterdir():
         assert path.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_cannot_be_written_is_no_obstacle(desk, machine):
+    machine_folder = desk.runtime / "tunnel"
+    machine_folder.write_text("somebody has a file there")
+    end = shared(desk, machine)
+    code, _ = end.wait()
+    assert code == 0
+    end.accept()
+    end.echo(1000)
+    assert "gets its own connection" in log_of(desk, end)
+
+
+def test_plink_goes_without(desk, machine):
+    end = shared(desk, machine, client="plink")
+    works(end)
+    assert "--share needs OpenSSH" in log_of(desk, end)
+
+
+def test_taken_ports_are_replaced_on_a_shared_connection_too(desk, machine):
+    works(shared(desk, machine))
+    port = rig.free_port()
+    release = machine.occupy(port)
+    try:
+        logins, attempts = machine.logins(), machine.attempts()
+        end = shared(desk, machine, ports=(port, 0))
+        works(end)
+        assert "the next block of ports is" in log_of(desk, end)
+        assert (machine.logins(), machine.attempts()) == (logins, attempts)
+    finally:
+        release()
 
 
 # -- connections that the user shares already
@@ -173,47 +285,85 @@ def users_connection(machine, tmp_path):
     rig.run(wrapper, "-O", "exit", machine.address)
 
 
-def outlives_the_wait_for_an_answer(end):
-    """Assert that a kernel launched with ``ConnectTimeout=1`` is there long after that has passed."""
-    end.accept()
+def test_a_kernel_outlives_the_wait_for_an_answer_on_any_connection(desk, machine, users_connection):
+    """Kernels launched with ``ConnectTimeout=1`` are there long after that has passed."""
+    limit = ("-o", "ConnectTimeout=1")
+    ends = [
+        shared(desk, machine, *limit),
+        desk.launch(machine, "callback", *limit, env={"TUNNEL_SSH": users_connection}),
+        desk.launch(machine, "classic", *limit),
+    ]
+    assert ends[0].wait() == (0, "")
+    ends.append(shared(desk, machine, *limit))
+    for end in ends:
+        end.accept()
     begin = time.monotonic()
-    while time.monotonic() - begin < 3:
-        end.echo(1000)
-
-
-def test_a_kernel_on_a_shared_connection_outlives_the_wait_for_an_answer(desk, machine):
-    for _ in range(2):  # the first makes the connection, the second finds it
-        end = desk.launch(machine, "compute", "--share", "-o", "ConnectTimeout=1")
-        assert end.wait() == (0, "")
-        outlives_the_wait_for_an_answer(end)
-
-
-def test_a_kernel_on_the_users_connection_outlives_the_wait_for_an_answer(desk, machine, users_connection):
-    end = desk.launch(machine, "callback", "-o", "ConnectTimeout=1", env={"TUNNEL_SSH": users_connection})
-    outlives_the_wait_for_an_answer(end)
-
-
-def test_a_kernel_of_its_own_connection_outlives_the_wait_for_an_answer(desk, machine):
-    end = desk.launch(machine, "classic", "-o", "ConnectTimeout=1")
-    outlives_the_wait_for_an_answer(end)
+    while time.monotonic() - begin < 2.5:
+        for end in ends:
+            end.echo(1000)
 
 
 @pytest.mark.parametrize("role", ["classic", "callback", "compute"])
 def test_a_connection_that_the_user_shares_is_used_and_its_forwards_are_taken_back(
     desk, machine, users_connection, role
 ):
-    before = logins(machine)
-    end = desk.launch(machine, role, env={"TUNNEL_SSH": users_connection})
+    before = machine.logins()
+    end = launched(desk, machine, role, env={"TUNNEL_SSH": users_connection})
     end.accept()
     end.echo()
-    assert logins(machine) == before
+    assert machine.logins() == before
     end.tell(b"!quit 0\n")
     assert end.wait(10)[0] == 0
     end.close_listeners()
     desk.no_process()
+    nothing_listens(desk, machine)
+
+
+def nothing_listens(desk, machine):
     rig.wait_until(lambda: not machine.listeners(), 5, "the return of the remote forwards")
     here = set(desk.local_ports())
     rig.wait_until(lambda: not here & set(rig.listening_ports()), 5, "the return of the local forwards")
+
+
+def test_a_users_connection_that_is_full_is_left_as_it_was(desk, serve, tmp_path):
+    machine = serve("MaxSessions 1")
+    path = str(tmp_path / "users")
+    lines = ["Host *"] + machine.client_lines + ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
+    _, wrapper = machine.make_ssh("users", lines)
+    rig.must(wrapper, "-M", "-f", "-N", machine.address)
+    try:
+        first = launched(desk, machine, "compute", env={"TUNNEL_SSH": wrapper})
+        works(first)
+        kept = machine.listeners()
+        before = machine.logins()
+        for role in ("compute", "classic"):
+            end = launched(desk, machine, role, env={"TUNNEL_SSH": wrapper})
+            end.accept()
+            end.echo(1000)
+            end.quit()
+            end.wait(10)
+        assert machine.logins() == before + 2
+        rig.wait_until(lambda: machine.listeners() == kept, 5, "the return of the forwards")
+        first.echo(1000)
+    finally:
+        rig.run(wrapper, "-O", "exit", machine.address)
+
+
+@pytest.mark.parametrize("role", ["classic", "callback", "compute"])
+def test_a_users_connection_without_terminals_runs_one_kernel(desk, serve, tmp_path, role):
+    machine = serve("PermitTTY no")
+    path = str(tmp_path / "users")
+    lines = ["Host *"] + machine.client_lines + ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
+    _, wrapper = machine.make_ssh("users", lines)
+    rig.must(wrapper, "-M", "-f", "-N", machine.address)
+    try:
+        before = machine.kernel_starts()
+        end = launched(desk, machine, role, slow=True, env={"TUNNEL_SSH": wrapper})
+        end.accept()
+        end.echo(1000)
+        assert machine.kernel_starts() == before + 1
+    finally:
+        rig.run(wrapper, "-O", "exit", machine.address)
 
 
 def test_a_lost_shared_connection_is_said(desk, machine, users_connection):
@@ -227,10 +377,7 @@ def test_a_lost_shared_connection_is_said(desk, machine, users_connection):
 
 def test_whoever_types_a_second_factor_may_take_longer_than_a_host_that_does_not_answer(desk, machine):
     """The user's own password helper, slow as a person is, while the shared connection is being made."""
-    helper = machine.write("slow-askpass", "#!/bin/sh\nsleep 4\necho '{}'\n".format(rig.PASSWORD), 0o755)
+    helper = machine.write("slow-askpass", "#!/bin/sh\nsleep 2.5\necho '{}'\n".format(rig.PASSWORD), 0o755)
     wrapper = machine.make_keyless_ssh()
     asking = {"TUNNEL_SSH": wrapper, "SSH_ASKPASS": helper, "SSH_ASKPASS_REQUIRE": "force", "DISPLAY": "x"}
-    end = desk.launch(machine, "compute", "--share", "-o", "ConnectTimeout=1", env=asking)
-    assert end.wait() == (0, "")
-    end.accept()
-    end.echo()
+    works(shared(desk, machine, "-o", "ConnectTimeout=1", env=asking))

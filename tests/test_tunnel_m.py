@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import count
 
+import docs
 import pytest
 import rig
 
@@ -80,6 +82,10 @@ Do[case[{"path", system, ToString[version], kind}, path["OperatingSystem" -> sys
   {system, {"Windows", "MacOSX", "Unix"}}, {version, {8, 9.0, 10, 10.1, 11.0, 11.3, 12.2, 13.3, 14.0, 14.1, 14.2, 15}},
   {kind, {Automatic, Default}}];
 case["path of this session", path[]];
+login[rules___] := "LoginScript" /. Last[SetupTunnelKernelConfiguration["R", "host", rules]];
+Do[case[{"relay", minutes}, login["Relay" -> minutes]], {minutes, {True, False, 0, 90, 99999}}];
+case["relay by a symbol", login[Relay -> True]];
+case["no relay", login[]];
 
 Scan[case[{"bad name", #}, SetupTunnelKernelConfiguration[#, "host"]] &, {"", "  ", 7}];
 bad = {"", "@", "a@", "@host", "-x", "a@-x", "host:", "host:0", "host:70000", "host:x", "ho st", "a\"b", "[::1", "john:secret@", 7};
@@ -89,6 +95,9 @@ case["bad system", SetupTunnelKernelConfiguration["n", "h", "OperatingSystem" ->
 case["bad version", SetupTunnelKernelConfiguration["n", "h", "VersionNumber" -> "ten"]];
 case["bad path", SetupTunnelKernelConfiguration["n", "h", "KernelPath" -> ""]];
 case["bad option", SetupTunnelKernelConfiguration["n", "h", "KernelSpeed" -> 2]];
+notMinutes = {"True", Automatic, None, -1, 2.5, 60., 1/2, 100000, {60}};
+Scan[case[{"bad relay", #}, SetupTunnelKernelConfiguration["n", "h", "Relay" -> #]] &, notMinutes];
+Scan[case[{"bad relay of compute kernels", #}, RemoteMachineTunnel["h", 2, "Relay" -> #]] &, notMinutes];
 case["nothing bad was stored", MemberQ[First /@ evaluators, "n"]];
 
 case["package not loaded", RemoteMachineTunnel["host"]];
@@ -98,17 +107,29 @@ case["one kernel with options", RemoteMachineTunnel["host", "VersionNumber" -> 9
 case["two kernels", RemoteMachineTunnel["host", 2, "OperatingSystem" -> "MacOSX", "KernelPath" -> Default]];
 case["shared", RemoteMachineTunnel["host", 1, "ShareConnection" -> True][[2]]];
 case["not shared", RemoteMachineTunnel["host", 8, "ShareConnection" -> False][[2]]];
+case["relay of one", RemoteMachineTunnel["host", 1, "Relay" -> True][[2]]];
+case["relay of many", RemoteMachineTunnel["host", 8, "Relay" -> 90][[2]]];
+case["relay of many, each its own", RemoteMachineTunnel["host", 8, "Relay" -> True, "ShareConnection" -> False][[2]]];
+case["no relay of many", RemoteMachineTunnel["host", 8, "Relay" -> False][[2]]];
 case["machine", First /@ {RemoteMachineTunnel["a@[::1]:22"], RemoteMachineTunnel["a@fe80::1"], RemoteMachineTunnel["10.1.2.3:22"]}];
 case["bad count", RemoteMachineTunnel["host", 0]];
 case["bad speed", RemoteMachineTunnel["host", 1, "KernelSpeed" -> -1]];
 case["bad share", RemoteMachineTunnel["host", 1, "ShareConnection" -> 7]];
 case["unknown option", RemoteMachineTunnel["host", 1, "Speed" -> 7]];
+@DOCUMENTS@
 MathLink`Tunnel`Private`ownSystem[] := "Windows";
 case["on windows", RemoteMachineTunnel["host", 2][[2]]];
+case["relay on windows", RemoteMachineTunnel["host", 2, "Relay" -> 90][[2]]];
 MathLink`Tunnel`Private`ownSystem[] := "Unix"; Unprotect[$UserBaseDirectory]; $UserBaseDirectory = "/nowhere";
 case["scripts missing", Head[SetupTunnelKernelConfiguration["m", "host"]]];
 case["scripts missing for compute kernels", Head[RemoteMachineTunnel["host"]]];
 """
+
+# What README and manual have users type; what is loaded first is here already, in part stood in for.
+DOCUMENTS = [
+    re.sub(r'(?:Needs\["SubKernels`RemoteKernels`"\]|Get\["tunnel.m"\]);?', "", text)
+    for text in docs.fences(docs.BOTH, "mathematica")
+]
 
 MESSAGES = {
     "no front end": "SetupTunnelKernelConfiguration::frontend",
@@ -140,7 +161,10 @@ def cases(tmp_path_factory):
     (base / "FrontEnd").mkdir(parents=True)
     for name in ("tunnel.sh", "tunnel_sub.sh", "tunnel.bat", "tunnel_sub.bat"):
         (base / "FrontEnd" / name).write_text("")
-    text = (PRELUDE + CASES).replace("@BASE@", str(base))
+    documents = "\n".join(
+        '{}\ncase[{{"document", {}}}, evaluators];'.format(*each) for each in zip(DOCUMENTS, count())
+    )
+    text = (PRELUDE + CASES.replace("@DOCUMENTS@", documents)).replace("@BASE@", str(base))
     text = text.replace("@FILE@", os.path.join(rig.LAUNCHERS, "tunnel.m"))
     (folder / "cases.m").write_text(text)
     output = subprocess.check_output(
@@ -279,6 +303,62 @@ def test_compute_kernels_on_windows_get_a_second_pair_of_quotes_and_no_shared_co
     text = value(cases, "on windows")
     assert re.match(r'"\\"\\".*tunnel_sub\.bat\\" \\"host\\" .* \\"`2`\\"\\""$', text)
     assert "--share" not in text
+
+
+RELAY_WORDS = {"True": " --relay", "False": "", "0": " --relay=0", "90": " --relay=90", "99999": " --relay=99999"}
+
+
+@pytest.mark.parametrize("given", sorted(RELAY_WORDS))
+def test_a_controller_kernel_gets_the_relay_it_was_asked_for(cases, given):
+    assert r"tunnel.sh\"{} \"host\" ".format(RELAY_WORDS[given]) in cases["{{relay, {}}}".format(given)][1]
+
+
+def test_a_relay_is_chosen_by_a_symbol_too_and_left_out_by_default(cases):
+    assert r"tunnel.sh\" --relay \"host\" " in cases["relay by a symbol"][1]
+    assert r"tunnel.sh\" \"host\" " in cases["no relay"][1]
+
+
+def test_many_compute_kernels_share_a_relay_where_the_system_can(cases):
+    script = r"tunnel_sub.sh\""
+    assert script + r" --relay \"host\" " in value(cases, "relay of one")
+    assert script + r" --share --relay=90 \"host\" " in value(cases, "relay of many")
+    assert script + r" --relay \"host\" " in value(cases, "relay of many, each its own")
+    assert script + r" --share \"host\" " in value(cases, "no relay of many")
+    assert r"tunnel_sub.bat\" --relay=90 \"host\" " in value(cases, "relay on windows")
+
+
+def test_a_bad_relay_is_complained_about(cases):
+    names = [name for name in cases if name.startswith("{bad relay")]
+    assert len(names) == 18
+    for name in names:
+        said, result = cases[name]
+        function = "RemoteMachineTunnel" if "compute" in name else "SetupTunnelKernelConfiguration"
+        assert said.startswith(function + "::relay: "), (name, said)
+        assert "99999" in said
+        assert result == "$Failed"
+
+
+def test_what_the_documents_have_users_type_is_taken_without_a_message(cases):
+    assert len(DOCUMENTS) > 8
+    for number in range(len(DOCUMENTS)):
+        said, result = cases["{{document, {}}}".format(number)]
+        assert "::" not in said, (DOCUMENTS[number], said)
+    names = re.findall(r'SetupTunnelKernelConfiguration\["(\w+)"', "".join(DOCUMENTS))
+    assert {"Cluster", "Example", "MathJump"} <= set(names)
+    for name in names:
+        assert '"{}" -> {{"RemoteMachine" -> True'.format(name) in result
+
+
+def test_the_paths_in_the_manual_are_those_that_are_made(cases):
+    (table,) = docs.tables(docs.section(docs.MANUAL, "The kernel's path"))
+    systems = ("Windows", "MacOSX", "Unix")
+    versions = {"14.1 and later": "14.1", "10.0 to 14.0": "10.1", "up to 9.0": "9.", "`Default`": "14.1"}
+    for title, *cells in table[1:]:
+        kind = "Default" if "Default" in title else "Automatic"
+        for system, cell in zip(systems, cells):
+            name = "{{path, {}, {}, {}}}".format(system, versions[title], kind)
+            found = cases[name if name in cases else name.replace("9.", "9.0")][1]
+            assert found == '"{}"'.format(*docs.code_in(cell)).replace("\\", "\\\\")
 
 
 def test_missing_scripts_are_said_and_the_rest_is_done(cases):

@@ -3,12 +3,13 @@
 import os
 import random
 import shutil
+import socket
 import subprocess
 
 import pytest
 
 import tunnel
-from tunnel import Destination, Fatal, Kernel, LinkName
+from tunnel import Destination, Fatal, Kernel, LinkName, Plan, Settings
 
 LINK = "53994@127.0.0.1,39359@127.0.0.1"
 KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
@@ -16,6 +17,15 @@ KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
 
 def request(*argv, role=tunnel.CONTROLLER):
     return tunnel.parse_arguments(role, list(argv))
+
+
+def settings_of(asked, **others):
+    """The settings of the first try."""
+    return Settings(tunnel.first_ports(asked), **others)
+
+
+def plan_of(asked, relays=(), **others):
+    return Plan(asked, settings_of(asked, **others), relays)
 
 
 @pytest.mark.parametrize(
@@ -93,6 +103,19 @@ def test_bad_link_names(text):
         ("/usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel", (14, 1), "-wstp", "callback"),
         ("/opt/mathematica-12.3.1/bin/MathKernel", (12, 3), "-wstp", "callback"),
         ("/opt/mathematica/13/bin/math", (13,), "-wstp", "callback"),
+        ("/opt/mathematica/12/bin/math", (12,), "-wstp", "callback"),
+        ("/opt/mathematica/11/bin/math", None, "-mathlink", "callback"),  # 11.0 and 11.1 differ
+        ("/opt/mathematica/10/bin/math", (10,), "-wstp", "classic"),
+        ("/opt/mathematica/9/bin/math", (9,), "-mathlink", "classic"),
+        ("/opt/mathematica/5/bin/math", None, "-mathlink", "callback"),  # no version that there was
+        ("/opt/12.0/Mathematica/13/bin/math", (12, 0), "-wstp", "callback"),
+        ("/opt/12.0/Mathematica/13.1/bin/math", (13, 1), "-wstp", "callback"),
+        ("/opt/mathematica_13.2/bin/math", (13, 2), "-wstp", "callback"),
+        ("/opt/m13.2/bin/math", None, "-mathlink", "callback"),
+        ("/opt/1\u0664.1/bin/math", None, "-mathlink", "callback"),  # no ASCII digit
+        ("/opt/14\u00b2/bin/WolframKernel", None, "-wstp", "callback"),
+        ("/opt/100.1/bin/math", None, "-mathlink", "callback"),
+        ("/bin/14.1", None, "-mathlink", "callback"),  # the program itself
         ("/Applications/Mathematica 10.4.app/Contents/MacOS/WolframKernel", (10, 4), "-wstp", "classic"),
         ("/Applications/Mathematica.app/Contents/MacOS/MathKernel", None, "-mathlink", "callback"),
         ("/Applications/Wolfram.app/Contents/MacOS/WolframKernel", None, "-wstp", "callback"),
@@ -114,18 +137,126 @@ def test_bad_kernel_paths(path):
     assert caught.value.text.startswith("kernel_path: ")
 
 
-@pytest.mark.parametrize("shell", ["sh", "bash", "dash", "ksh", "zsh"])
-def test_a_posix_shell_gets_the_kernel_path_as_it_was_given(shell, tmp_path):
-    if not shutil.which(shell):
-        shell = "sh"
-    for path in ("/a b/$HOME/`id`/\"x\"/\\n/'q'/;&|<>*?!#~", "/ä/ß", "/$(touch x)/m"):
-        script = "printf %s " + Kernel(path).quoted
-        assert subprocess.check_output([shell, "-c", script], cwd=str(tmp_path)).decode() == path
-    assert not os.listdir(str(tmp_path))
-    for path in ("~/b $c/m", "$HOME/b $c/m"):
-        script = "printf %s " + Kernel(path).quoted
-        home = dict(os.environ, HOME="/my home")
-        assert subprocess.check_output([shell, "-c", script], env=home).decode() == "/my home/b $c/m"
+SHELLS = ("sh", "bash", "dash", "zsh", "csh", "tcsh", "fish")  # what tests/run.py installs
+# Each of these may stand for something in some shell.
+SPECIAL = [
+    " ",
+    "  ",
+    '"',
+    "'",
+    "\\",
+    "\\\\",
+    "!",
+    "!!",
+    "!x",
+    "!1",
+    ";",
+    "&",
+    "|",
+    "<",
+    ">",
+    "(",
+    ")",
+    "*",
+    "?",
+    "[",
+    "]",
+]
+SPECIAL += [
+    "[a-z]*",
+    "{",
+    "}",
+    "{a,b}",
+    "{}",
+    "~",
+    "~root",
+    "#",
+    "^",
+    "^a^b^",
+    "%",
+    "%1",
+    "=",
+    "+",
+    ",",
+    "@",
+    "`",
+    "`id`",
+]
+SPECIAL += ["$", "$$", "$?", "$HOME", "${HOME}", "$(id)", "$((1))", "$'x'", "=ls", "-", ":", "\\n", "\\0", "\\x41"]
+SPECIAL += ["ä", "ß€", "日本", "e\u0301", "\u00a0", "\udc80"]  # the last is a byte that is no UTF-8
+
+
+def run_in(shell, words, **environment):
+    """What a program is given for the quoted ``words`` by a shell, as sshd starts it."""
+    path = shutil.which(shell)
+    if not path:
+        missing = "{} is not installed: tests/run.py installs it".format(shell)
+        if os.environ.get("CI") and shell in SHELLS:
+            pytest.fail(missing)
+        pytest.skip(missing)
+    command = "/usr/bin/printf '%s\\n' " + " ".join(words)
+    output = subprocess.check_output(
+        [path, "-c", command.encode("utf-8", "surrogateescape")],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        env=dict({"PATH": "/usr/bin:/bin", "HOME": "/nowhere", "LANG": "C.UTF-8"}, **environment),
+    )
+    return output.decode("utf-8", "surrogateescape").split("\n")[:-1]
+
+
+@pytest.mark.parametrize("shell", SHELLS + ("ksh",))
+def test_a_shell_gets_the_kernel_path_as_it_was_given(shell, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paths = [
+        "/a b/$HOME/`id`/\"x\"/\\n/'q'/;&|<>*?!#~^%=+,@()[]{}",
+        "/ä/ß",
+        "/$(touch x)/`touch y`/m",
+        "/`touch z`",
+    ]
+    paths += ["/opt/{}/math".format(each) for each in SPECIAL]
+    paths += ["/opt/math{}".format(each) for each in SPECIAL]  # at the end
+    # At the beginning, where ~/ and $HOME/ are the shell's, and two backslashes are a Windows machine's name.
+    paths += ["{}/math".format(each) for each in SPECIAL if each not in ("~", "$HOME", "\\\\")]
+    paths += [
+        "/{0}{1}/{0}{1}".format(one, other) for one in ('"', "'", "\\", "!", "$", "`", " ") for other in SPECIAL
+    ]
+    paths += ["/{}{}".format(other, one) for one in ('"', "'", "\\", "!", "$", "`", " ") for other in SPECIAL]
+    for first in range(0, len(paths), 40):
+        some = paths[first : first + 40]
+        assert run_in(shell, [Kernel(path).quoted for path in some]) == some
+    assert not os.listdir(str(tmp_path))  # nothing was run
+
+
+@pytest.mark.parametrize("shell", SHELLS + ("ksh",))
+@pytest.mark.parametrize("home", ["/my home", "/höme"])
+def test_a_shell_resolves_the_home_of_the_kernel_machine_and_nothing_else(shell, home):
+    rests = ["m", "b $c/$HOME/m", "~/m", "!!/`id`/\\x"]
+    for start in ("~/", "$HOME/"):
+        quoted = [Kernel(start + rest).quoted for rest in rests]
+        assert run_in(shell, quoted, HOME=home) == [home + "/" + rest for rest in rests]
+
+
+@pytest.mark.parametrize("path", ["~root/m", "$HOMEx/m", "${HOME}/m", "/~/m", "~", "$HOME"])
+def test_what_is_not_exactly_the_home_is_not_left_to_the_shell(path):
+    assert run_in("sh", [Kernel(path).quoted]) == [path]
+
+
+@pytest.mark.parametrize("shell", SHELLS + ("ksh",))
+def test_the_whole_command_line_is_read_alike_by_all_shells(shell):
+    """Words of a link name and of the switches mean nothing to any of them; nor does asking for a terminal."""
+    asked = request("host", "/usr/bin/printf", LINK)
+    plain, guarded = (plan_of(asked, guarded=each).command for each in (False, True))
+    assert guarded == "test -t 0 && " + plain
+    words = plain.split(" ")
+    words[0] = words[0] + " '%s\\n'"
+    expected = plain.split(" ")[1:]
+    path = shutil.which(shell)
+    if not path:
+        pytest.skip("{} is not installed".format(shell))
+    seen = subprocess.check_output([path, "-c", " ".join(words)]).decode().split("\n")[:-1]
+    assert seen == expected
+    ended = subprocess.run([path, "-c", guarded], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stdout) == (1, b"")
 
 
 def test_a_windows_path_stands_in_quotes_untouched():
@@ -134,8 +265,6 @@ def test_a_windows_path_stands_in_quotes_untouched():
 
 
 def test_loopback_forms_are_what_inet_aton_reads():
-    import socket
-
     for length in range(5, 60):
         text = tunnel.loopback_of(length)
         assert len(text) == length
@@ -162,20 +291,73 @@ def test_a_block_beyond_the_last_port_is_not_tried(name, base, drawn):
 
 def test_switchboard_ports_come_after_all_others():
     asked = request("--links", "callback", "host", KERNEL, LINK)
-    plan = tunnel.Plan(asked, tunnel.first_ports(asked), (1001, 1002, 1003, 1004, 1005))
+    plan = plan_of(asked, (1001, 1002, 1003, 1004, 1005, 1006))
     assert [str(forward) for forward in plan.forwards] == [
         "127.0.0.1:53994:127.0.0.1:1001",
-        "127.0.0.1:39359:127.0.0.1:39359",
+        "127.0.0.1:39359:127.0.0.1:1002",
         "127.0.0.1:53995:127.0.0.1:53995",
         "127.0.0.1:53996:127.0.0.1:53996",
         "127.0.0.1:53997:127.0.0.1:53997",
         "127.0.0.1:53998:127.0.0.1:53998",
-        "127.0.0.1:53999:127.0.0.1:1002",
-        "127.0.0.1:54000:127.0.0.1:1003",
-        "127.0.0.1:54001:127.0.0.1:1004",
-        "127.0.0.1:54002:127.0.0.1:1005",
+        "127.0.0.1:53999:127.0.0.1:1003",
+        "127.0.0.1:54000:127.0.0.1:1004",
+        "127.0.0.1:54001:127.0.0.1:1005",
+        "127.0.0.1:54002:127.0.0.1:1006",
     ]
     assert [forward.flag for forward in plan.forwards] == ["-R"] * 2 + ["-L"] * 4 + ["-R"] * 4
+    assert plan.pairs == [(53999, 54000), (54001, 54002)]
+    words = [word for forward in plan.forwards for word in (forward.flag, str(forward))]
+    assert plan.forward_words == words
+
+
+@pytest.mark.parametrize("role", [tunnel.CONTROLLER, tunnel.COMPUTE])
+@pytest.mark.parametrize("links", ["classic", "callback"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.168.1.17", "fe80::1"])
+def test_every_link_leads_through_the_launcher(role, links, host):
+    """Whatever the front end's host: only the launcher itself is named in a forward."""
+    asked = request("--links", links, "host", KERNEL, "40001@{0},40000@{0}".format(host), role=role)
+    relays = (1001, 1002, 1003, 1004, 1005, 1006) if asked.callback else (1001, 1002)
+    forwards = plan_of(asked, relays).forwards
+    remote = [forward for forward in forwards if forward.flag == "-R"]
+    assert [(each.host, each.to) for each in remote] == [("127.0.0.1", relay) for relay in relays]
+    assert [each.port for each in remote[:2]] == [40001, 40000]
+    local = [forward for forward in forwards if forward.flag == "-L"]
+    assert [(each.port, each.host, each.to) for each in local] == [
+        (40001 + n, "127.0.0.1", 40001 + n) for n in ((1, 2, 3, 4) if role is tunnel.CONTROLLER else ())
+    ]
+
+
+def test_ports_of_a_plan_are_its_own_and_no_others():
+    plan = plan_of(request("--links", "callback", "host", KERNEL, LINK), (1, 2, 3, 4, 5, 6))
+    own = [39359] + list(range(53994, 54003))
+    assert [port for port in range(1, 65536) if plan.owns(port)] == own
+
+
+def test_another_block_is_told_to_the_kernel():
+    asked = request("host", KERNEL, LINK)
+    plan = Plan(asked, Settings((20000, 20001)), (1001, 1002))
+    assert str(plan.link) == "20000@127.0.0.1,20001@127.0.0.1"
+    assert " -LinkName 20000@127.0.0.1,20001@127.0.0.1 " in plan.command
+    assert [forward.port for forward in plan.forwards] == [20000, 20001, 20002, 20003, 20004, 20005]
+
+
+@pytest.mark.parametrize(
+    "links, kernel, callback, inward",
+    [
+        ("auto", KERNEL, False, True),
+        ("auto", "/opt/Wolfram/14.1/WolframKernel", True, False),
+        ("auto", "/opt/math", True, True),  # nobody knows: both are looked for
+        ("classic", "/opt/Wolfram/14.1/WolframKernel", False, True),
+        ("callback", KERNEL, True, False),
+        ("callback", "/opt/math", True, False),
+        ("classic", "/opt/math", False, True),
+    ],
+)
+def test_who_may_create_links(links, kernel, callback, inward):
+    asked = request("--links", links, "host", kernel, LINK)
+    assert (asked.callback, asked.inward) == (callback, inward)
+    compute = request("--links", links, "host", kernel, LINK, role=tunnel.COMPUTE)
+    assert (compute.callback, compute.inward) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -203,6 +385,51 @@ def test_only_the_password_prompt_of_this_login_is_answered(prompt, alone, answe
     assert tunnel.is_password_prompt(prompt, "john", "host", alone) is answered
 
 
+@pytest.mark.parametrize(
+    "prompt, alone, answered",
+    [
+        ("john@host's password: ", True, True),
+        ("john@host's password: ", False, False),  # a jump host may ask in these words
+        ("(john@host) Password: ", False, True),  # it says who asks all the same
+        ("Password: ", False, False),
+        ("Password: ", True, True),
+        ("(john@jump) Password: ", False, False),
+        ("Password for john@host: ", False, False),
+        ("Password for john@host: ", True, True),
+    ],
+)
+def test_an_ssh_that_may_not_say_who_asks_is_trusted_only_when_nobody_else_can_ask(prompt, alone, answered):
+    assert tunnel.is_password_prompt(prompt, "john", "host", alone, prefixed=False) is answered
+
+
+def test_ssh_says_who_asks_from_8_5_on():
+    assert [version >= tunnel.PREFIXED for version in ((0,), (7, 6), (8, 4), (8, 5), (9, 2), (10, 0))] == (
+        [False] * 3 + [True] * 3
+    )
+
+
+@pytest.mark.parametrize(
+    "said, login",
+    [
+        (b"user john\nhostname h.example.org\nport 22\n", ("john", "h.example.org", True)),
+        (b"user john\nhostname 10.0.0.1\nhostkeyalias h\n", ("john", "h", True)),
+        (b"hostname h\nuser jane\nproxyjump none\nproxycommand none\n", ("jane", "h", True)),
+        (b"hostname h\nuser jane\nproxyjump jump\n", ("jane", "h", False)),
+        (b"hostname h\nuser jane\nproxycommand nc %h %p\n", ("jane", "h", False)),
+        (b"user first\nuser second\nhostname h\n", ("first", "h", True)),  # the first counts, as for ssh
+        (b"", ("", "", False)),  # ssh -G has failed: nobody knows who could ask
+        (b"user \xff\n\nhostname\n", ("\ufffd", "", False)),
+    ],
+)
+def test_who_logs_in_is_read_from_what_ssh_prints(said, login):
+    assert tunnel.login_in(said) == login
+
+
+def test_no_prompt_is_answered_where_ssh_did_not_say_who_logs_in():
+    for prompt in ("Password: ", "(john@host) Password: ", "john@host's password: ", "'s password: "):
+        assert not tunnel.is_password_prompt(prompt, *tunnel.login_in(b""))
+
+
 def test_long_names_in_prompts_are_cut_as_openssh_cuts_them():
     user, host = "u" * 40, "h" * 200
     assert tunnel.is_password_prompt("{}@{}'s password: ".format(user[:30], host[:128]), user, host, False)
@@ -210,7 +437,7 @@ def test_long_names_in_prompts_are_cut_as_openssh_cuts_them():
 
 def test_options_of_the_user_come_before_the_defaults():
     asked = request("-o", "ConnectTimeout=60", "-oStrictHostKeyChecking=yes", "host", KERNEL, LINK)
-    words = tunnel.OpenSSH.login(asked)
+    words = tunnel.OpenSSH.login(asked, settings_of(asked))
     for mine, default in (
         ("ConnectTimeout=60", "ConnectTimeout=15"),
         ("StrictHostKeyChecking=yes", "StrictHostKeyChecking=accept-new"),
@@ -231,8 +458,7 @@ def test_options_of_the_user_come_before_the_defaults():
 def test_options_are_translated_for_plink(options, words):
     asked = request(*(options + ("host", KERNEL, LINK)), role=tunnel.COMPUTE)
     tunnel.Plink.check(asked)
-    plan = tunnel.Plan(asked, tunnel.first_ports(asked), ())
-    arguments = tunnel.Plink.arguments(asked, plan, "plink")
+    arguments = tunnel.Plink.arguments(asked, plan_of(asked), "plink")
     assert arguments[:5] == ["-batch", "-v", "-ssh", "-x", "-t"]
     assert arguments[5 : arguments.index("-R")] == words
 
@@ -246,7 +472,7 @@ def test_options_that_plink_has_no_word_for_are_refused(option):
 
 def test_quest_plink_stores_unknown_keys_itself():
     asked = request("host", KERNEL, LINK)
-    plan = tunnel.Plan(asked, tunnel.first_ports(asked), ())
+    plan = plan_of(asked)
     assert "-auto_store_key_in_cache" in tunnel.Plink.arguments(
         asked, plan, "C:\\P\\Quest Software\\PuTTY\\plink.exe"
     )
@@ -276,6 +502,18 @@ def test_mathematica_libraries_are_taken_out_of_the_environment_and_nothing_else
         (("--links", "some", "host", KERNEL, LINK), "--links: expected"),
         (("--client", "", "host", KERNEL, LINK), "--client: expected"),
         (("--share=x", "host", KERNEL, LINK), "--share: not known"),
+        (("--client",), "--client: a value has to follow"),
+        (("--client", "a\nb", "host", KERNEL, LINK), "--client: expected"),
+        (("--links", "host", KERNEL, LINK), "--links: expected"),
+        (("--relay=x", "host", KERNEL, LINK), "--relay: expected"),
+        (("--relay=", "host", KERNEL, LINK), "--relay: expected"),
+        (("--relay=-1", "host", KERNEL, LINK), "--relay: expected"),
+        (("--relay=100000", "host", KERNEL, LINK), "--relay: expected"),
+        (("--relay", "host", "C:\\Wolfram\\14.1\\math.exe", LINK), "--relay: needs sh and Python 3"),
+        (("--check", "host"), "kernel_path is missing"),
+        (("--check", "host", KERNEL, LINK, "x"), "too many arguments"),
+        (("--check", "host", KERNEL, "x"), "link_name: expected"),
+        (("-\n", "host", KERNEL, LINK), "this option: not known"),
     ],
 )
 def test_bad_arguments_are_named(argv, named):
@@ -283,6 +521,46 @@ def test_bad_arguments_are_named(argv, named):
     assert code == 2
     assert named in line
     assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "argv, values",
+    [
+        ((), {"options": [], "client": None, "links": "auto", "share": False, "check": False, "relay": None}),
+        (("-o", " Port = 22 "), {"options": [("Port", "22")]}),
+        (("-oProxyCommand=nc -x a=b %h %p",), {"options": [("ProxyCommand", "nc -x a=b %h %p")]}),
+        (("-o", "A=1", "-oB=2"), {"options": [("A", "1"), ("B", "2")]}),
+        (("--client=plink", "--links=callback"), {"client": "plink", "links": "callback"}),
+        (("--client", "-odd", "--links", "classic"), {"client": "-odd", "links": "classic"}),
+        (("--share", "--dry-run"), {"share": True, "dry_run": True, "check": False}),
+        (("--check",), {"check": True}),
+        (("--relay",), {"relay": 60}),
+        (("--relay=0",), {"relay": 0}),
+        (("--relay=99999",), {"relay": 99999}),
+        (("--share", "--"), {"share": True}),
+    ],
+)
+def test_options_are_taken_as_they_are_given(argv, values):
+    asked = request(*(argv + ("host", KERNEL, LINK)))
+    assert {name: getattr(asked, name) for name in values} == values
+    assert (asked.destination.host, asked.kernel.path, str(asked.link)) == ("host", KERNEL, LINK)
+
+
+def test_what_follows_two_dashes_is_no_option():
+    assert request("--", "host", "-odd/math", LINK).kernel.path == "-odd/math"
+    code, line = tunnel.guarded(lambda: request("--", "--share", "host", KERNEL, LINK))
+    assert (code, line.partition(";")[0]) == (2, "too many arguments")
+
+
+def test_a_check_needs_no_link_and_takes_one():
+    assert request("--check", "host", KERNEL).link is None
+    assert str(request("--check", "host", KERNEL, LINK).link) == LINK
+
+
+def test_of_two_values_for_an_option_the_first_counts_whatever_the_case_of_its_name():
+    asked = request("-o", "CONNECTTIMEOUT=5", "-o", "connecttimeout=7", "host", KERNEL, LINK)
+    assert asked.option("ConnectTimeout") == "5"
+    assert asked.option("Port") is None
 
 
 def test_a_client_is_looked_for_where_a_front_end_would_not(tmp_path):
@@ -321,17 +599,6 @@ def test_the_private_folder_of_somebody_else_is_not_used(tmp_path):
         tunnel.private_folder({"TMPDIR": str(tmp_path)})
 
 
-def test_every_row_of_the_diagnoses_can_be_formatted():
-    words = ("host", "kernel", "seconds", "by_hand", "code", "last", "said")
-    facts = {name: name for name in words}
-    for table in (tunnel.DIAGNOSES, tunnel.KERNEL_DIAGNOSES):
-        for pattern, what, advice in table:
-            text = pattern.split("|")[0].replace("(?i)", "").replace("\\", "")
-            line = tunnel.diagnose([(pattern.split("|")[0] or "", what, advice)], text, facts)
-            assert line is None or "{" not in line
-            assert "\n" not in what + advice
-
-
 def test_fuzzed_argument_vectors_are_refused_with_code_2_or_planned():
     draw = random.Random(20)
     pieces = ["-o", "--", "-", "--share", "--links", "auto", "=", "@", ":", ",", "22", "65536", "host", "[::1]"]
@@ -362,9 +629,9 @@ def test_fuzzed_argument_vectors_are_refused_with_code_2_or_planned():
 
         def plan(argv=argv):
             asked = request(*argv)
-            ports = tunnel.first_ports(asked)
-            made = tunnel.Plan(asked, ports, (1, 2, 3, 4, 5) if asked.callback else ())
-            return tunnel.OpenSSH.arguments(asked, made)
+            settings = settings_of(asked)
+            made = Plan(asked, settings, (1, 2, 3, 4, 5, 6) if asked.callback else (1, 2))
+            return tunnel.OpenSSH.arguments(asked, made, settings)
 
         result, line = tunnel.guarded(plan)
         assert result == 2 or isinstance(result, list), (argv, line)
@@ -372,58 +639,3 @@ def test_fuzzed_argument_vectors_are_refused_with_code_2_or_planned():
         assert "pw" not in line
         planned += isinstance(result, list)
     assert 200 < planned < 1900
-
-
-class Quiet:
-    """A launch whose client says whatever a test has it say."""
-
-    def __init__(self, client=tunnel.OpenSSH):
-        self.lines = []
-        asked = request("host", KERNEL, LINK)
-        self.launch = tunnel.Launch(asked, "client", client, self)
-        self.launch.state = tunnel.State()
-        self.launch.plan = tunnel.Plan(asked, tunnel.first_ports(asked), ())
-
-    def write(self, text):
-        self.lines.append(text)
-
-    def hears(self, *lines):
-        for line in lines:
-            self.launch._on_output("err", line)
-        return self.launch.state
-
-
-@pytest.mark.parametrize("client", [tunnel.OpenSSH, tunnel.Plink])
-def test_no_text_of_a_server_brings_the_launcher_down(client):
-    """A server's banner comes through the same pipe as what the client says of itself."""
-    draw = random.Random(5)
-    words = [text for text, _ in client.events] + [
-        "port",
-        "127.0.0.1:",
-        "99999999",
-        "²",
-        "-1",
-        ",",
-        " failed: ",
-        " refused",
-    ]
-    for _ in range(2000):
-        quiet = Quiet(client)
-        quiet.hears(" ".join(draw.choice(words) for _ in range(draw.randint(1, 6))))
-    assert Quiet(client).hears("Exit status -1", "Session sent command exit status x").status is None
-
-
-def test_the_port_of_a_callback_is_that_of_the_main_link():
-    line = "debug1: client_request_forwarded_tcpip: listen 127.0.0.1 port {}, originator 127.0.0.1 port 1"
-    assert not Quiet().hears(line.format(39359)).called_back
-    assert Quiet().hears(line.format(53994)).called_back
-    plink = "Received remote port 127.0.0.1:53994 open request from 127.0.0.1:1"
-    assert Quiet(tunnel.Plink).hears(plink).called_back
-
-
-def test_what_a_kernel_prints_without_end_does_not_fill_the_disk():
-    quiet = Quiet()
-    for number in range(5000):
-        quiet.launch._on_output("out", "line {}".format(number))
-    assert len(quiet.lines) == tunnel.KERNEL_LINES + 1
-    assert len(quiet.launch.state.printed) == 200

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 
@@ -177,7 +178,18 @@ def test_a_controller_kernel(windows):
     arguments = windows.recorded()
     assert arguments[1:8] == ["-batch", "-v", "-ssh", "-x", "-t", "-A", "-P"]
     assert arguments[8:11] == ["2222", "-l", "john"]
-    assert arguments[11:15] == ["-R", "127.0.0.1:53994:127.0.0.1:53994", "-R", "127.0.0.1:39359:127.0.0.1:39359"]
+    forwards = [word.rpartition(":") for word in arguments[12:15:2]]
+    assert arguments[11:15:2] == ["-R", "-R"]
+    assert [forward[0] for forward in forwards] == ["127.0.0.1:53994:127.0.0.1", "127.0.0.1:39359:127.0.0.1"]
+    with socket.socket() as front_end:  # who connects to a forward reaches it through the launcher
+        front_end.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        front_end.bind(("127.0.0.1", 53994))
+        front_end.listen(1)
+        front_end.settimeout(30)
+        kernel = socket.create_connection(("127.0.0.1", int(forwards[0][2])), 30)
+        with kernel, front_end.accept()[0] as link:
+            kernel.sendall(b"from the kernel")
+            assert link.recv(100) == b"from the kernel"
     assert arguments[-2] == "host.example.com"
     assert arguments[-1] == (
         '"{}" -wstp -LinkMode Connect -LinkProtocol TCPIP -LinkName {}'
