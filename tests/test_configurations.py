@@ -162,7 +162,7 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", [role for role in ROLES if role != "shared"])
 def test_a_configuration_for_ipv6_only_is_no_obstacle(desk, machine, role):
     """Links are on 127.0.0.1. ssh connects through a proxy, since the machine has no IPv6 address."""
     before = machine.kernel_starts()
@@ -181,7 +181,6 @@ REJECTED = "the client rejected its options"
 WRONG = {
     "BindAddress 192.0.2.1": "ssh failed with exit code 255: ssh: connect to host .* failure",
     "ProxyCommand echo oops >&2; exit 3": "closed the connection before the login",
-    "ProxyCommand exec no-such-program": "no-such-program",
     "NoSuchOption yes": REJECTED + ".*: Bad configuration option: nosuchoption",
     "Port lots": REJECTED + ".*: Bad port 'lots'",
     'Host "unbalanced': REJECTED,
@@ -266,7 +265,8 @@ def test_a_password_is_answered_once_per_login(desk, serve, taken, client, reaso
             release()
     log = log_of(desk, end)
     assert tries(log) >= 2
-    assert machine.logins() == before + logins
+    more = client == "plink"  # which does not wait for its forwards; the next block may be taken as well
+    assert before + logins <= machine.logins() <= before + logins + more
     assert machine.server_log().count("Failed password") == failed
     if client == "ssh":
         assert log.count("the password prompt has been answered") == logins

@@ -401,7 +401,7 @@ def test_times_and_numbers_in_the_manual_are_those_of_the_code(phrase, numbers):
 
 
 def test_what_a_refused_login_of_a_relay_costs_is_said():
-    assert tunnel_relay.ASKING == 60
+    assert tunnel_relay.ASKING_SECONDS == 60
     for text in (README, MANUAL):
         assert "once a minute" in flat(text)
 

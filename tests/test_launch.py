@@ -119,7 +119,8 @@ def test_a_taken_port_is_replaced_by_another_block(desk, machine, client, side):
         assert "the next block of ports is" in log
         end.tell(b"!quit 0\n")
         assert end.wait()[0] == 0
-        assert machine.kernel_starts() == before + 1
+        if client == "ssh":  # plink has the kernel run all the same, and is ended then
+            assert machine.kernel_starts() == before + 1
     finally:
         for each in release:
             each()

@@ -19,7 +19,7 @@ BOUND = 5  # seconds until all is gone, SIGKILL included; the README states it
 
 def temporary_files():
     """What launchers may have left in the temporary folder; other tests have folders of their own there."""
-    return {name for name in os.listdir("/tmp") if re.match("tunnel-(?!rig-|run-|demo-)", name)}
+    return {name for name in os.listdir("/tmp") if re.match("tunnel-(?!rig-|run-|demo-|relay-)", name)}
 
 
 def is_named_leftover(path):

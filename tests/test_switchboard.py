@@ -261,6 +261,24 @@ def test_what_looks_like_a_name_within_a_longer_string_is_left_alone(before):
         assert Board().feed(data[:at], data[at:]) == expected
 
 
+@pytest.mark.parametrize("length", [400, 999, 1000, 1023])
+def test_what_looks_like_a_name_far_within_a_long_string_is_left_alone(length):
+    name = b"32817@127.0.0.1,35625@127.0.0.1"
+    text = b"x" * 300 + b" " + name + b" " + b"y" * (length - 302 - len(name))
+    assert len(text) == length
+    data = marked(text) + marked(name)
+    expected = marked(text) + marked(told_for(name))
+    for at in range(250, len(data) + 1, 3):
+        assert Board().feed(data[:at], data[at:]) == expected
+
+
+def test_a_name_right_behind_a_string_is_not_within_it():
+    name = b"32817@127.0.0.1,35625@127.0.0.1"
+    for before in (b"~Cabc", b"~A!", b"~64 " + b"z" * 64):
+        assert Board().feed(before + name + b'"') == before + told_for(name) + b'"'
+        assert Board().feed(before[:-1] + name + b'"' + b"z") == before[:-1] + name + b'"' + b"z"
+
+
 def test_a_name_whose_length_is_told_is_one_whatever_follows():
     name = b"32817@127.0.0.1,35625@127.0.0.1"
     for follows in (b"", b"\n", b"7", b"x", b".", b"@", b",", b'"bD~B12\n'):
@@ -968,6 +986,7 @@ def test_a_front_end_that_leaves_the_main_link_is_noticed(how):
     with Alone() as alone:
         message = alone.connect(1, alone.listeners[1])
         message[1].close()  # not with this one
+        assert message[0].recv(1) == b""
         message[0].close()
         time.sleep(0.1)
         assert alone.heard == ["connected"]
@@ -1115,6 +1134,164 @@ def test_a_delivery_can_be_stopped(monkeypatch):
         alone.do(one.stop)
         time.sleep(0.5)
         assert calls == []
+
+
+class FakeEnd:
+    """An end of a channel that notes what is asked of it, and takes as much as a test has it take."""
+
+    def __init__(self):
+        self.pending, self.left, self.takes = b"", 0, True
+        self.calls = []
+
+    def write(self, data):
+        self.calls.append(bytes(data))
+        self.pending = b"" if self.takes else bytes(data)
+        return self.takes
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda: self.calls.append(name)
+
+
+class FakeBoard:
+    kernel_over = False
+
+    def __init__(self):
+        self.loop, self.heard = tunnel.Loop(), []
+
+    def on_moved(self):
+        pass
+
+    def left(self, channel, end):
+        self.heard.append(end)
+
+
+def joined():
+    """A channel between two ends that are none; they have been told to read."""
+    board, kernel, front_end = FakeBoard(), FakeEnd(), FakeEnd()
+    channel = tunnel.Channel(board, kernel, front_end)
+    assert (kernel.calls, front_end.calls) == (["resume"], ["resume"])
+    del kernel.calls[:], front_end.calls[:]
+    return board, channel, kernel, front_end
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_an_end_is_read_only_while_the_other_takes_what_comes(swapped):
+    _, channel, one, other = joined()
+    if swapped:
+        one, other = other, one
+    one.on_data(b"first")
+    assert (one.calls, other.calls) == ([], [b"first"])
+    other.takes = False
+    one.on_data(b"second")
+    assert one.calls == ["pause"]
+    other.takes, other.pending = True, b""
+    other.on_room()
+    assert one.calls == ["pause", "resume"]
+    assert channel.is_open
+
+
+def test_an_end_that_has_finished_is_not_read_again():
+    board, channel, kernel, front_end = joined()
+    kernel.pending = b"waits"
+    front_end.on_finish()
+    assert board.heard == [front_end]
+    assert kernel.calls == ["finish"]
+    kernel.pending = b""
+    kernel.on_room()
+    assert front_end.calls == []
+    kernel.on_finish()
+    assert not channel.is_open
+    assert (kernel.calls[-1], front_end.calls[-1]) == ("close", "close")
+
+
+@pytest.mark.parametrize("waiting", ["kernel", "front end"])
+def test_a_channel_is_closed_only_when_neither_end_has_anything_to_send(waiting):
+    _, channel, kernel, front_end = joined()
+    late = kernel if waiting == "kernel" else front_end
+    late.pending = b"waits"
+    kernel.on_finish()
+    front_end.on_finish()
+    assert channel.is_open
+    late.pending = b""
+    late.on_room()
+    assert not channel.is_open
+    channel.close()  # harmless
+    assert kernel.calls.count("close") == front_end.calls.count("close") == 1
+
+
+def test_what_the_front_end_says_after_its_kernels_end_goes_nowhere():
+    """It would be written to a client that is about to close, and cost what that has not handed on yet."""
+    board, _, kernel, front_end = joined()
+    board.kernel_over = True
+    front_end.on_data(b"more")
+    assert kernel.calls == []
+    kernel.on_data(b"the last")
+    assert front_end.calls == [b"the last"]
+
+
+def socket_end():
+    """An end in a loop of its own, and its peer."""
+    loop = tunnel.Loop()
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    there.settimeout(5)
+    return loop, tunnel.SocketEnd(loop, here), there
+
+
+def test_an_end_that_is_finished_sends_what_waits_before_it_closes():
+    loop, end, there = socket_end()
+    room, data = [], os.urandom(1 << 20)
+    end.on_room = lambda: room.append(len(end.pending))
+    assert not end.write(data)
+    assert not end.write(b"and this")
+    end.finish()
+    received = b""
+    while len(received) < len(data) + 8:
+        loop.after(0.01, lambda: None)
+        loop.step()
+        received += there.recv(1 << 16)
+    assert received == data + b"and this"
+    assert room == [0]
+    assert there.recv(1) == b""
+    end.close()
+    there.close()
+
+
+def test_an_end_whose_peer_has_gone_takes_all_and_keeps_nothing():
+    loop, end, there = socket_end()
+    there.send(b"last words")
+    there.close()
+    assert end.write(b"x" * 100)
+    assert end.write(memoryview(b"y" * 100))
+    assert (end.pending, end.deaf, end.left) == (b"", True, 0)
+    heard = []
+    end.on_data, end.on_finish = lambda data: heard.append(bytes(data)), lambda: heard.append("finish")
+    end.on_close = lambda: (heard.append("close"), end.pause())
+    end.resume()
+    while loop.readers:
+        loop.after(0.01, lambda: None)
+        loop.step()
+    assert heard[0] == b"last words"
+    assert heard[1:] in (["finish"], ["close"])
+    end.close()
+
+
+def test_an_end_that_is_closed_calls_nobody_any_more():
+    loop, end, there = socket_end()
+    calls = []
+    end.on_data = end.on_finish = end.on_room = end.on_close = lambda *_: calls.append(1)
+    end.write(bytes(1 << 20))
+    end.resume()
+    there.send(b"x")
+    end.close()
+    end.on_data(b"")
+    end.on_finish()
+    assert (loop.readers, loop.writers, end.pending) == ({}, {}, b"")
+    assert calls == []
+    there.close()
 
 
 def test_small_packets_wait_for_nothing():
@@ -1325,6 +1502,21 @@ def test_ports_that_somebody_holds_already(behaviours, held, monkeypatch):
     probe.cancel()  # harmless
     assert not loop.readers
     assert len(calls) <= 1
+    far.close()
+
+
+def test_a_probe_that_is_cancelled_leaves_nothing_behind(monkeypatch):
+    monkeypatch.setattr(tunnel.Probe, "PATIENCE", 20)
+    far, loop = Far("cut", "cut", "cut", "waits"), tunnel.Loop()
+    probe = tunnel.Probe(loop, far.ports, None)
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        loop.after(0.02, lambda: None)
+        loop.step()
+    assert len(probe.open) == 1
+    probe.cancel()
+    assert (loop.readers, loop.writers) == ({}, {})
+    assert [timer for timer in loop.timers if timer[0] > time.monotonic() + 6] == []
     far.close()
 
 

@@ -155,6 +155,7 @@ SSH_LINES = [
     ("debug1: Exit status 0", "status", (STARTED,), ["0"]),
     ("debug1: Exit status -1", "status", (STARTED,), ["-1"]),
     ("channel 0: open failed: administratively prohibited: open failed", "no session", (LOGGED_IN,), None),
+    ("channel 0: open failed: connect failed: open failed", "no session", (LOGGED_IN,), ["0"]),
     ("channel 0: open failed: connect failed: open failed", "no session", (LOGGED_IN,), None),
     ("channel 6: open failed: administratively prohibited: open failed", "no opening", (STARTED,), None),
     ("john@host: Permission denied (publickey,password).", "refused", BEFORE_LOGIN, None),
