@@ -332,6 +332,8 @@ def test_the_exit_codes_are_those_of_the_code():
 
 # ------------------------------------------------------------------------------------------ times and numbers
 
+ENDED = tunnel.LATE_SECONDS + tunnel.KILL_SECONDS
+
 
 def flat(text):
     """Without line breaks."""
@@ -351,7 +353,7 @@ HANG_UP = tunnel_relay.HANG_UP_SECONDS
         ("once the front end has all that the kernel sent | {:.0f} s |",
          [tunnel.LATE_SECONDS + tunnel.KILL_SECONDS]),
         ("and the front end takes none of that | the same | {} s |", [tunnel.STALL_SECONDS]),
-        ("processes behind that hold its links | the same | {} s |", [tunnel.QUIET_SECONDS]),
+        ("processes behind that hold its links | the same | {:.0f} s |", [tunnel.QUIET_SECONDS + ENDED]),
         ("5 s; a silent network {} s |", [SILENT]),
         ("last kernel on a shared connection | the connection | {} s |", [tunnel.SHARE_SECONDS]),
         ("relay, and the process here | {} s |", [tunnel.SHARE_SECONDS]),
