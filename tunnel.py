@@ -27,7 +27,8 @@ LOGIN_SECONDS = 150  # so is a login: longer than servers wait for somebody to t
 ALIVE_SECONDS, ALIVE_COUNT = 15, 3  # a server that has fallen silent is noticed within 15 * (3 + 1)
 VERIFY_SECONDS = 0.3  # how long a path that has not been seen to run may still turn out to be wrong
 SHARED_SECONDS = 20  # how long a connection of the user's own may take to answer a relay
-SESSION_SECONDS = 1.0  # until a client that shares a connection and says no more is taken to have a session
+SESSION_SECONDS = 1.0  # until an old client that shares a connection and says no more is taken to have a session
+HUNG_SECONDS = 3.0  # until a connection over which a newer one gets no session is given up
 LOST_SECONDS = 5.0  # from the main link's end to that of a kernel which has not noticed
 STALL_SECONDS = 60  # how long a front end may take none of what its kernel has left behind
 QUIET_SECONDS = 5  # how long nothing may come, after the kernel's end, from who still holds its connections
@@ -42,6 +43,7 @@ RELAY_SECONDS = 60  # until a relay that has been sent has to answer
 RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
 PREFIXED = (8, 5)  # from here on OpenSSH says who asks, when a server asks
+SAYS_SESSION = (8, 5)  # and at the latest from here on that a session over a shared connection stands
 TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
 
 ASKING = (
@@ -492,6 +494,7 @@ class Settings:
         "share",  # the control socket of a connection that launches share; empty: one that has to be found first
         "terminal",  # whether the kernel gets one, so that the server hangs up on it
         "guarded",  # whether it is only run where that is granted
+        "forced",  # whether the user insists on one
         "separate",  # whether ssh's own words come through a pipe of their own
         "lenient",  # whether forwards may fail, since one of the user's configuration does
         "modern",  # whether ssh has the options of OpenSSH 8.7
@@ -503,7 +506,7 @@ class Settings:
     def __init__(self, ports, **others):
         self.ports, self.block, self.drops, self.share = ports, 1, 0, None
         self.terminal = self.modern = self.asks = True
-        self.guarded = self.own = self.separate = self.lenient = self.any_family = False
+        self.guarded = self.forced = self.own = self.separate = self.lenient = self.any_family = False
         for name, value in others.items():
             setattr(self, name, value)
 
@@ -1150,7 +1153,6 @@ def obstacle_in(settings, plan, event, words):
     applies = {
         "foreign forward": not settings.lenient,
         "stale": settings.share,
-        "no terminal": settings.terminal,
         "no opening": not plan.pairs and any(forward.flag == "-L" for forward in plan.forwards),
         "bad option": words and words[0].lower() in [name.lower() for name, _ in OpenSSH.modern],
     }
@@ -1223,6 +1225,22 @@ def another_connection(why):
     return rule
 
 
+def no_terminal(settings, facts):
+    """Without one, and on other ports: the server may have run the kernel all the same, and that must not get the
+    links."""
+    if settings.forced:
+        return None
+    return once("terminal", False, NO_TERMINAL, guarded=False, ports=None)(settings, facts)
+
+
+def any_family(settings, facts):
+    """The address family counts where a forward leads to, which is the shared connection where there is one."""
+    share = settings.share and ""
+    return once(
+        "any_family", True, "AddressFamily of the ssh configuration leaves out 127.0.0.1: any", share=share
+    )(settings, facts)
+
+
 def full(settings, facts):
     """A connection takes no further session: one of ours, or one of the user's."""
     why = "the shared connection takes no further kernel"
@@ -1236,15 +1254,8 @@ RULES = {
     "held": another_block("a port that the kernel would listen on is in use on its machine"),
     "port": another_block("forwards were refused"),
     "foreign forward": once("lenient", True, "a forward of the ssh configuration failed: without regard to it"),
-    "family": once("any_family", True, "AddressFamily of the ssh configuration leaves out 127.0.0.1: any, then"),
-    # Other ports too: the server may have run the kernel all the same, and that must not get the links.
-    "no terminal": once(
-        "terminal",
-        False,
-        NO_TERMINAL,
-        guarded=False,
-        ports=None,
-    ),
+    "family": any_family,
+    "no terminal": no_terminal,
     "stale": another_connection("the shared connection is gone"),
     "full": full,
     "dropped": try_again_later,
@@ -1345,7 +1356,7 @@ DIAGNOSES = (
         r"|(?:FATAL ERROR: )?(?:Remote side|Server) unexpectedly closed .*"
         r"|Connection (?:closed|reset) by .*|FATAL ERROR: (?:Network error: )?Connection reset by peer",
         "{host} closed the connection before the login",
-        "it may be overloaded (MaxStartups), or refuse this machine; try again later",
+        "it may be overloaded (MaxStartups), or refuse this machine; try again later{aside}",
     ),
 )
 
@@ -1448,6 +1459,7 @@ def explain(launch, facts, settings, request=None):
         "by_hand": by_hand,
         "seconds": " within {} s".format(launch.connect_seconds) if launch.connect_seconds else "",
         "said": (facts.printed or [""])[-1].strip(),
+        "aside": "; on the way there: " + facts.aside[-1].strip() if facts.proxy and facts.aside else "",
     }
     why = explain_kernel(facts, words) or explain_connection(launch.dialect, facts, settings, words)
     return "launching {} on {}: {}".format(request.role, request.destination, why)
@@ -2787,7 +2799,7 @@ class Memory:
 
     Known keys: ``terminal`` (``yes`` or ``no``), ``kernel PATH`` (when it was last seen to run), ``died`` (how
     the last one ended that did not connect), ``room`` (how many sessions a connection takes), ``session N PID``
-    (who has one on shared connection N).
+    (who has one on shared connection N), ``exposed`` (the ports that it forwards are open to a network).
     """
 
     def __init__(self, path):
@@ -2866,7 +2878,10 @@ class SharedConnections:
         self.launch, self.memory, self.path = launch, memory, path
         self.settings = None  # with which this launch logs in
         self.number = None  # of the connection that is ours to use
-        self.full = set()  # those that have refused this launch
+        self.socket = None  # what stands at its control socket's path
+        self.made = set()  # those that this launch has made
+        self.full = set()  # those that have refused it
+        self.pipe = None  # through which one speaks that this launch has made, until its kernel has connected
 
     def take(self, settings):
         """Find room on a connection, and make that where there is none.
@@ -2877,19 +2892,26 @@ class SharedConnections:
         self.release()
         self.settings = settings
         self.memory.change(self._choose)
-        path = "{}-{}".format(self.path, self.number)
+        path = self._path
         lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             if not self._lock(lock):
                 self.launch.log.write("another launch has been logging in for too long: this one goes its own way")
                 return None
             # Whether anybody answers there, the try itself will tell.
-            if not os.path.exists(path):
+            self.socket = identity(path)
+            if self.socket is None:
                 # -f and -N say themselves what the options of 8.7 would.
                 self._log_in(settings.but(share=path, modern=False))
+                self.made.add(self.number)
+                self.socket = identity(path)
         finally:
             os.close(lock)
         return path
+
+    @property
+    def _path(self):
+        return "{}-{}".format(self.path, self.number)
 
     def _choose(self, values):
         sessions = {}
@@ -2899,6 +2921,8 @@ class SharedConnections:
                 sessions[int(number)] = sessions.get(int(number), 0) + 1
             else:
                 del values[key]
+        if not sessions:
+            values.pop("room", None)  # it may be another server by now
         room = self._room(values) or 1 << 20
         self.number = 0
         while self.number in self.full or sessions.get(self.number, 0) >= room:
@@ -2941,6 +2965,27 @@ class SharedConnections:
 
         self.memory.change(alter)
 
+    def overhear(self, pipe):
+        """Go on listening to a connection that this launch has made: of what its forwards lead to nobody else
+        hears.
+
+        :param pipe: a :class:`LogPipe`
+        """
+        self.hush()
+        self.pipe = pipe
+        pipe.lines.on_line = self._overheard
+
+    def _overheard(self, line):
+        event = OpenSSH.read(line, LOGGED_IN)
+        if event and event[0] in ("exposed", "family"):
+            self.launch.current.hear(event, line)
+
+    def hush(self):
+        """Listen no longer; harmless when that is over."""
+        if self.pipe:
+            self.pipe.close()
+            self.pipe = None
+
     def _prepare(self):
         """The last place is taken: log in for the next launch, which is likely to follow at once."""
         path = "{}-{}".format(self.path, self.number + 1)
@@ -2954,15 +2999,23 @@ class SharedConnections:
             os.close(lock)
 
     def refused(self):
-        """The connection takes no more: as many sessions as are on it are what a connection takes."""
+        """The connection takes no more: as many sessions as are on it are what a connection takes, unless another
+        launch has asked for one and does not know yet.
+
+        :returns: whether there is any use in trying another
+        """
         self.full.add(self.number)
+        others = []
 
         def alter(values):
             there = "session {} ".format(self.number)
-            count = sum(key.startswith(there) and value == "started" for key, value in values.items())
-            values["room"] = str(max(count, 1, self._room(values)))
+            others[:] = [value for key, value in values.items() if key.startswith(there) and key != self._key]
+            known = self._room(values) if "asked" in others else 1
+            if known:
+                values["room"] = str(max(others.count("started"), known))
 
         self.memory.change(alter)
+        return bool(others) or self.number not in self.made
 
     @staticmethod
     def _room(values):
@@ -2970,11 +3023,15 @@ class SharedConnections:
         return parse_number(values.get("room", "")) or 0
 
     def gone(self):
-        """Nobody answers any more at the control socket."""
-        remove_if_there("{}-{}".format(self.path, self.number))
+        """Nobody answers any more at the control socket: it is in the way, unless there is a new one by now."""
+        lock = os.open(self._path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        if self._lock(lock) and identity(self._path) == self.socket:
+            remove_if_there(self._path)
+        os.close(lock)
 
     def release(self):
         """This launch's session is over."""
+        self.hush()
         if self.number is not None:
             self.memory.keep(self._key, None)
             self.number = None
@@ -2982,6 +3039,15 @@ class SharedConnections:
     @property
     def _key(self):
         return "session {} {}".format(self.number, os.getpid())
+
+
+def identity(path):
+    """What tells a file from any other that had its path before; None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def is_running(pid):
@@ -3177,6 +3243,9 @@ class Try:
             self.probe.cancel()
         if self.delivery:
             self.delivery.stop()
+        if self.is_login and self.pipe and self.client and self.client.code == 0:
+            self.launch.shared.overhear(self.pipe)
+            self.pipe = None
         for each in (self.board, self.way, self.keeper, self.pipe):
             if each:
                 each.close()
@@ -3241,7 +3310,7 @@ class Try:
     def _hear_log(self, line):
         """ssh itself, through a pipe of its own."""
         self._remember(line)
-        self._note(self.dialect.read(line, self.facts.stage), line)
+        self.hear(self.dialect.read(line, self.facts.stage), line)
 
     def _hear_err(self, line):
         """What comes through stderr: with a pipe for ssh's own words, only what others say."""
@@ -3255,7 +3324,7 @@ class Try:
         keep(facts.aside, line)
         self.log.quote("aside", line)
         if facts.proxy:  # a jump host may have refused, which must not be tried again
-            self._note(self.dialect.read(line, facts.stage, aside=True), line)
+            self.hear(self.dialect.read(line, facts.stage, aside=True), line)
         elif facts.stage == SILENT and line.startswith(("command-line", "Couldn't open logfile")):
             self._hear_log(line)  # said before ssh has opened its log
 
@@ -3268,7 +3337,7 @@ class Try:
         keep(self.facts.notes if is_note else self.facts.said, line)
         self.log.quote(self.dialect.kind, line)
 
-    def _note(self, event, line):
+    def hear(self, event, line):
         """Take an event into the facts, and act on what has changed."""
         self._remove_password_file()
         if event is None or (self.is_login and event[0] == "stale"):  # it is about to be made
@@ -3288,8 +3357,10 @@ class Try:
         if event[0] == "shared" and self.session:
             self._within("login", SHARED_SECONDS, lambda: self.end("no login"))  # it may have died unnoticed
         elif event[0] == "shared" and not self.is_login:
-            # Before 8.0 or so a client that shares a connection does not say that its session stands.
-            self._within("session", SESSION_SECONDS, self._session_stands)
+            if facts.version < SAYS_SESSION:
+                self._within("session", SESSION_SECONDS, self._session_stands)
+            elif self.settings.share:
+                self._within("session", HUNG_SECONDS, self._hung)
         if facts.ended:
             self._disarm("lost")
             self._deliver()
@@ -3310,6 +3381,11 @@ class Try:
         if self.facts.stage != STARTED:
             self.facts.stage = STARTED
             self._started()
+
+    def _hung(self):
+        if self.facts.stage != STARTED:
+            self.facts.meet("stale", "the shared connection does not answer")
+            self.end("obstacle")
 
     def _started(self):
         """The forwards stand, and the server has been told to run the kernel."""
@@ -3339,6 +3415,8 @@ class Try:
         self._disarm("connect")
         if self.probe:
             self.probe.cancel()
+        if self.launch.shared:
+            self.launch.shared.hush()
         self.log.write("the kernel has called back after {:.1f} s".format(self.launch.seconds))
         self.launch.connected()
 
@@ -3495,7 +3573,8 @@ class Launch:
         request, known = self.request, self._recall()
         ssh = self.dialect is OpenSSH
         separate = ssh and not WINDOWS and self.memory.path is not None
-        asked = ssh and not request.kernel.on_windows and request.option("RequestTTY") is None
+        wish = (request.option("RequestTTY") or "").lower()
+        asked = ssh and wish in ("", "force") and not request.kernel.on_windows
         if request.share and request.relay is None:
             if ssh and separate:
                 self.shared = SharedConnections(self, self.memory, self._share_path())
@@ -3503,10 +3582,13 @@ class Launch:
                 self.log.write("--share needs OpenSSH on Linux or macOS: this kernel gets its own connection")
         if known.get("terminal") == "no":
             self.step("terminal", NO_TERMINAL)
+        if known.get("exposed") and self.shared:
+            self.step("server", EXPOSED)
         return Settings(
             first_ports(request),
             terminal=known.get("terminal") != "no",
             guarded=asked and "terminal" not in known and request.relay is None,
+            forced=wish == "force",
             separate=separate,
             asks=WINDOWS or any(os.environ.get(name) for name in ASKING),
             share="" if self.shared else None,
@@ -3558,7 +3640,7 @@ class Launch:
                 taken = self._take_forwards_back(settings, plan)
                 if not taken and facts.connected and not facts.killed:
                     facts.code = 255  # nobody is there any more: the connection was lost before all had come
-            self._learn(facts, settings)
+            self._learn(facts, settings, login)
             following = after(facts, settings)
             if following is None or self.signal:
                 return facts, settings
@@ -3569,27 +3651,36 @@ class Launch:
             # Launches that were dropped in the same moment part here.
             self.pause(following.pause * (1 + os.urandom(1)[0] / 255))
 
-    def _learn(self, facts, settings):
+    def _learn(self, facts, settings, login):
         """Remember for later launches what a try has found out."""
         if facts.obstacle == "no terminal":
             self.memory.keep("terminal", "no")
         elif facts.stage == STARTED and settings.guarded and facts.connected:
             self.memory.keep("terminal", "yes")
-        if self.shared and facts.obstacle == "full":
-            self.shared.refused()
-        if self.shared and facts.obstacle == "stale":
+        if not self.shared or not settings.share or login:
+            return
+        if facts.obstacle == "full" and not self.shared.refused():
+            facts.obstacle = "no session"
+        if facts.obstacle == "family":
+            self._ask_connection("exit", settings)
+        if facts.obstacle in ("stale", "family"):
             self.shared.gone()
+        if facts.stage == STARTED and self.shared.number in self.shared.made:
+            self.memory.keep("exposed", "yes" if facts.exposed else None)
 
     def _take_forwards_back(self, settings, plan):
         """Forwards stay on a shared connection when the session that asked for them ends.
 
         :returns: whether that connection is still there
         """
-        login = OpenSSH.login(self.request, settings)
-        argv = [self.program, "-O", "cancel"] + plan.forward_words + login
-        code, _ = self.quietly(argv + [self.request.destination.host])
+        code = self._ask_connection("cancel", settings, plan.forward_words)
         self.log.write("forwards taken back from the shared connection: exit code {}".format(code))
         return code == 0
+
+    def _ask_connection(self, command, settings, words=()):
+        """Have the process behind a shared connection do something; returns ssh's exit code."""
+        argv = [self.program, "-O", command] + list(words) + OpenSSH.login(self.request, settings)
+        return self.quietly(argv + [self.request.destination.host])[0]
 
     # -- what tries call
 

@@ -7,7 +7,49 @@ import frontend
 import rig
 
 ROLES = ("classic", "callback", "compute", "shared")  # a shared one is a compute kernel on a shared connection
+DIAL = "dial.py"  # the program that a test has ssh connect through
 MASTER = "ControlPersist=60"  # a word in the command line of a shared connection
+
+# Lines that mean something when a client says them, and nothing when anybody else does.
+FAKED = [
+    "debug1: Authentication succeeded (none).",
+    'Authenticated to nowhere ([192.0.2.1]:22) using "none".',
+    "debug1: Executing proxy command: exec nowhere",
+    "debug1: Sending command: true",
+    "debug1: Requesting forwarding of remote forward 127.0.0.1:2000 -> 127.0.0.1:2000",
+    "debug1: mux_client_request_session: master session id: 2",
+    "mux_client_request_session: session request failed: Session open refused by peer",
+    "debug1: client_input_channel_req: channel 0 rtype exit-status reply 0",
+    "debug1: Exit status 4",
+    "Session sent command exit status 4",
+    "Started a shell/command",
+    "Main session channel closed",
+    "Connecting to nowhere: Connection timed out",
+    "ssh: connect to host nowhere port 22: Connection refused",
+    "ssh: Could not resolve hostname nowhere: Name or service not known",
+    "kex_exchange_identification: Connection closed by remote host",
+    "Permission denied (publickey).",
+    "john@nowhere: Permission denied (publickey,password).",
+    "Error: remote port forwarding failed for listen port 2000",
+    "Remote port forwarding from 127.0.0.1:2000 refused",
+    "PTY allocation request failed on channel 0",
+    "debug1: Remote: Server has disabled port forwarding.",
+    "Couldn't open logfile /nowhere: Permission denied",
+    "command-line: line 0: Bad configuration option: sessiontype",
+    "@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @",
+    "Host key verification failed.",
+    "the kernel has called back",
+    "There is no valid password or licence; command not found: No such file or directory",
+]
+
+
+def kinds(client):
+    """The kinds of launches that a client is there for: plink shares no connections."""
+    return [role for role in ROLES if client == "ssh" or role != "shared"]
+
+
+def failure(client):
+    return 255 if client == "ssh" else 1
 
 
 def launched(desk, machine, role, *arguments, **options):
@@ -69,13 +111,13 @@ def masters(desk):
 
 
 def nothing_else(desk):
-    """Wait until nothing that was launched runs, shared connections and what they need of jump hosts apart."""
+    """Wait until nothing that was launched runs, shared connections and the proxies that carry them apart."""
 
     def left():
         lines = {pid: rig.command_line(pid) for pid in desk.processes()}
         found = [pid for pid in lines if MASTER not in lines[pid]]
-        hops = [pid for pid in found if "-W" in lines[pid]]
-        return found if len(hops) > len(lines) - len(found) else [pid for pid in found if pid not in hops]
+        proxies = [pid for pid in found if "-W" in lines[pid] or any(DIAL in word for word in lines[pid])]
+        return found if len(proxies) > len(lines) - len(found) else [pid for pid in found if pid not in proxies]
 
     try:
         rig.wait_until(lambda: not left(), 5, "the end of all that was launched")

@@ -556,8 +556,8 @@ class KernelMachine:
         return [pid for pid in self.pids() if pid not in own]
 
     def logins(self):
-        """How many logins the server has let in."""
-        return len(re.findall("^Accepted [^ ]+ for ", self.server_log(), re.MULTILINE))
+        """How many of john's logins the server has let in; plink is introduced as somebody else."""
+        return len(re.findall("^Accepted [^ ]+ for {} ".format(self.user), self.server_log(), re.MULTILINE))
 
     def attempts(self):
         """How many connections the server has seen, those that it dropped at once included."""

@@ -1,5 +1,6 @@
 """Launches that fail: each ends by itself, in time, with one line that says what to do."""
 
+import errno
 import os
 import re
 import socket
@@ -12,6 +13,8 @@ import pytest
 import rig
 from conftest import make_machine
 from launches import launched, log_of, nothing_else, patched, server_of
+
+import tunnel
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
@@ -251,7 +254,7 @@ def test_a_server_that_says_nothing_is_given_up_in_the_time_that_was_asked_for(d
         end_named_server()
 
 
-@pytest.mark.parametrize("text", ["0", "1m", "90"])
+@pytest.mark.parametrize("text", ["0", "none", "1m", "90"])
 def test_a_server_that_may_take_its_time_gets_it(desk, machine, text):
     """With 1 s as the launcher's own limit, and a server that goes away without a word after more than that."""
     port, end_server = silent_server()
@@ -363,3 +366,26 @@ def test_a_kernel_that_cannot_reach_its_link_is_explained(desk, machine, client,
         assert code not in (0, None)
         assert "the front end does not answer at" in log_of(desk, end)
     rig.wait_until(lambda: not machine.kernels(), 5)
+
+
+def test_a_peer_that_has_gone_by_the_time_its_socket_is_set_up_ends_one_channel():
+    """macOS refuses TCP_NODELAY then."""
+    near, far = socket.socketpair()
+
+    class Gone:
+        """A connection of which the system says that it is none any more."""
+
+        def __getattr__(self, name):
+            return getattr(near, name)
+
+        def setsockopt(self, *_):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    loop, told = tunnel.Loop(), []
+    end = tunnel.SocketEnd(loop, Gone())
+    end.on_finish = lambda: told.append("finished")
+    end.resume()
+    far.close()
+    loop.step()
+    assert told == ["finished"]
+    end.close()

@@ -1207,7 +1207,7 @@ def test_an_end_that_has_finished_is_not_read_again():
 
 
 @pytest.mark.parametrize("waiting", ["kernel", "front end"])
-def test_a_channel_is_closed_only_when_neither_end_has_anything_to_send(waiting):
+def test_a_channel_is_closed_only_when_nothing_waits_to_be_sent(waiting):
     _, channel, kernel, front_end = joined()
     late = kernel if waiting == "kernel" else front_end
     late.pending = b"waits"
@@ -1276,6 +1276,29 @@ def test_an_end_whose_peer_has_gone_takes_all_and_keeps_nothing():
         loop.step()
     assert heard[0] == b"last words"
     assert heard[1:] in (["finish"], ["close"])
+    end.close()
+
+
+def test_an_end_looks_after_its_peer_while_it_is_not_read():
+    """And once in a while only, however often it pauses: bulk data does so thousands of times."""
+    loop, end, there = socket_end()
+    gone = []
+    end.on_gone = lambda: gone.append(True)
+    for _ in range(1000):
+        end.resume()
+        end.pause()
+    assert len(loop.timers) == 1
+    end.resume()
+    time.sleep(1.1)
+    loop.after(0, lambda: None)
+    loop.step()
+    assert loop.timers == []
+    assert gone == []
+    end.pause()
+    there.close()
+    while not gone:
+        loop.step()
+    assert loop.timers == []
     end.close()
 
 

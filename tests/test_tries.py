@@ -631,7 +631,7 @@ FOREIGN = "foreign forward"
         ("Could not request local forwarding.", {"lenient": True}, None),
         ("debug1: Remote: Server has disabled port forwarding.", {}, "no forwarding"),
         ("PTY allocation request failed on channel 0", {}, "no terminal"),
-        ("PTY allocation request failed on channel 0", {"terminal": False}, None),
+        ("PTY allocation request failed on channel 0", {"terminal": False}, "no terminal"),
         ("connect_to 127.0.0.1: unknown host (Address family for hostname not supported)", {}, "family"),
         ("command-line: line 0: Bad configuration option: sessiontype", {}, "bad option"),
         ("command-line: line 0: Bad configuration option: SessionType", {}, "bad option"),
@@ -939,10 +939,11 @@ def test_what_a_first_try_assumes():
 @pytest.mark.parametrize(
     "changed, options",
     [
-        ({}, {"ExitOnForwardFailure": "yes", "RequestTTY": "force", "SessionType": "default"}),
+        ({}, {"ExitOnForwardFailure": "yes", "RequestTTY": "force"}),
+        ({}, {"SessionType": "default", "ForkAfterAuthentication": "no", "StdinNull": "no", "LogVerbose": "none"}),
         ({"lenient": True}, {"ExitOnForwardFailure": "no"}),
         ({"terminal": False}, {"RequestTTY": "no"}),
-        ({"modern": False}, {"SessionType": None, "ForkAfterAuthentication": None}),
+        ({"modern": False}, {"SessionType": None, "ForkAfterAuthentication": None, "LogVerbose": None}),
         ({"any_family": True}, {"AddressFamily": "any"}),
         ({"any_family": False}, {"AddressFamily": None}),
         ({"share": "/run/x-0"}, {"ControlPath": "/run/x-0", "ControlMaster": "no"}),
@@ -958,6 +959,7 @@ def test_settings_become_options_of_ssh(changed, options):
         assert given.get(name) == value
     for name, value in (
         ("ClearAllForwardings", "no"),
+        ("Tunnel", "no"),
         ("RemoteCommand", "none"),
         ("ForwardX11", "no"),
         ("StrictHostKeyChecking", "accept-new"),
@@ -966,6 +968,26 @@ def test_settings_become_options_of_ssh(changed, options):
         ("ServerAliveCountMax", "3"),
     ):
         assert given[name] == value
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({}, []),
+        ({"lenient": True}, []),
+        ({"share": "/run/x-0"}, ["-o", "ProxyCommand=false"]),
+        ({"share": "/run/x-0", "lenient": True}, ["-o", "ProxyCommand=false", "-F", os.devnull]),
+    ],
+)
+def test_a_client_of_our_shared_connection_makes_none_of_its_own(changed, words):
+    given = settings(**changed)
+    arguments = OpenSSH.arguments(request(), plan(), given)
+    assert arguments[: 1 + len(words)] == ["-v"] + words
+    for word in ("ProxyCommand=false", "-F"):
+        assert (word in arguments) is (word in words)
+    login = OpenSSH.login(request(), given)  # with which the connection itself is made
+    assert "ProxyCommand=false" not in login
+    assert "-F" not in login
 
 
 def test_a_password_is_asked_for_once_and_is_in_no_argument():
@@ -1233,7 +1255,7 @@ def test_each_reason_is_that_of_lines_which_a_client_prints():
     found = set()
     for _, lines, _ in SAID:
         for row in tunnel.DIAGNOSES:
-            if tunnel.diagnose([row], lines, dict.fromkeys(("host", "seconds", "by_hand"), "")):
+            if tunnel.diagnose([row], lines, dict.fromkeys(("host", "seconds", "by_hand", "aside"), "")):
                 found.add(row)
                 break
     idle = [row for row in tunnel.DIAGNOSES if row not in found]
@@ -1293,6 +1315,7 @@ def test_what_others_say_counts_where_they_may_be_the_reason():
     aside = ["jump@gate: Permission denied (publickey)."]
     gone = ["Connection closed by UNKNOWN port 65535"]
     assert Case(OpenSSH).explain(said=gone, aside=aside, proxy=True).startswith(REFUSED)
+    assert Case(OpenSSH).explain(said=gone, aside=["stdio forwarding failed"]).startswith(DROPPED)
     assert Case(OpenSSH).explain(said=gone, aside=aside).startswith(DROPPED)
     assert Case(OpenSSH).explain(aside=aside).startswith(REFUSED)
 
@@ -1462,6 +1485,12 @@ def test_what_a_kernel_says_of_other_files_is_no_reason():
         assert text.startswith("the kernel {} ended before it called back, with exit code 1".format(PATH))
 
 
+def test_a_kernel_that_says_so_of_its_own_path_and_ends_with_its_own_code_was_there():
+    said = PATH + ": No such file or directory"
+    text = Case(OpenSSH, "host", PATH, LINK).explain(stage=STARTED, ended=True, status=3, printed=[said])
+    assert text.startswith("the kernel {} ended before it called back, with exit code 3".format(PATH))
+
+
 def test_what_became_of_a_kernel_that_had_been_started():
     case = Case(OpenSSH)
     lost = case.explain(stage=STARTED, connected=True, said=["Timeout, server host not responding."])
@@ -1470,6 +1499,8 @@ def test_what_became_of_a_kernel_that_had_been_started():
     assert case.explain(stage=STARTED, printed=["In[1]:="]).startswith("the connection was lost (In[1]:=)")
     held = case.explain(stage=STARTED, connected=True, ended=True, stopped_by="links held", killed=True)
     assert held.startswith("the kernel has ended; its exit code is not known")
+    held = case.explain(stage=STARTED, connected=False, ended=True, stopped_by="links held", killed=True)
+    assert held.startswith("the kernel {} ended before it called back; ".format(KERNEL))
     never = case.explain(stage=STARTED, stopped_by="no kernel", killed=True)
     assert never.startswith("the kernel has not called back within 120 s; run it by hand: ssh ")
     unknown = case.explain(stage=STARTED, ended=True, killed=True)
@@ -1481,7 +1512,7 @@ def test_what_became_of_a_kernel_that_had_been_started():
     "table", [tunnel.DIAGNOSES, tunnel.JUMP_DIAGNOSES, tunnel.LICENCE_DIAGNOSES, tunnel.SHELL_DIAGNOSES]
 )
 def test_every_row_of_the_diagnoses_can_be_formatted(table):
-    words = {name: name for name in ("host", "kernel", "seconds", "by_hand", "said")}
+    words = {name: name for name in ("host", "kernel", "seconds", "by_hand", "said", "aside")}
     for _, what, advice in table:
         assert "\n" not in what + advice
         line = tunnel.diagnose([("x", what, advice)], ["x"], words)
@@ -1650,7 +1681,7 @@ class NoLaunch:
     """A launch whose loop runs nothing."""
 
     def __init__(self):
-        self.loop = self
+        self.loop, self.signal = self, None
         self.later = []
 
     def after(self, seconds, action):
@@ -1741,14 +1772,35 @@ def test_a_connection_that_has_refused_a_session_takes_as_many_as_are_on_it(memo
 def test_a_connection_takes_one_session_at_least_and_what_it_took_once(memory):
     connections = shared(memory)
     memory.change(connections._choose)
+    assert connections.refused()
+    assert memory.read()["room"] == "1"
+    memory.keep("room", "10")  # of a server that has been told to take fewer
     connections.refused()
     assert memory.read()["room"] == "1"
-    memory.keep("room", "10")
+    connections.made.add(connections.number)
+    assert not connections.refused()  # not even one
+
+
+def test_what_a_connection_takes_is_learned_when_nobody_else_waits_for_an_answer(memory):
+    connections = shared(memory)
+    memory.change(connections._choose)
+    for pid, value in ((1, "started"), (2, "asked")):
+        memory.keep("session 0 {}".format(pid), value)
     connections.refused()
-    assert memory.read()["room"] == "10"
-    memory.keep("room", "")
+    assert "room" not in memory.read()
+    memory.keep("room", "3")
     connections.refused()
-    assert memory.read()["room"] == "1"
+    assert memory.read()["room"] == "3"
+    memory.keep("session 0 2", "started")
+    connections.refused()
+    assert memory.read()["room"] == "2"
+
+
+def test_what_a_connection_takes_is_forgotten_with_the_last_session(memory):
+    memory.keep("room", "2")
+    memory.keep("session 0 {}".format(gone_pid()), "started")
+    memory.change(shared(memory)._choose)
+    assert "room" not in memory.read()
 
 
 def test_a_control_socket_at_which_nobody_answers_is_removed(memory, tmp_path):
@@ -1756,9 +1808,12 @@ def test_a_control_socket_at_which_nobody_answers_is_removed(memory, tmp_path):
     memory.change(connections._choose)
     (tmp_path / "x-0").write_text("")
     (tmp_path / "x-1").write_text("")
+    connections.gone()  # it is another one than was there before
+    assert (tmp_path / "x-0").exists()
+    connections.socket = tunnel.identity(str(tmp_path / "x-0"))
     connections.gone()
     connections.gone()  # harmless
-    assert sorted(os.listdir(str(tmp_path))) == ["memory", "x-1"]
+    assert sorted(os.listdir(str(tmp_path))) == ["memory", "x-0.lock", "x-1"]
 
 
 def test_who_runs():
