@@ -45,7 +45,7 @@ def make_machine(request, **options):
     ``classic`` and ``modern`` are there at once; ``slow_classic`` and ``slow_modern`` take their time to boot, as
     real ones do. The launchers have to serve both, in whatever order things then happen.
     """
-    machine = start(rig.KernelMachine(**options))
+    machine = start(rig.KernelMachine(quick=True, **options))
     desk = request.getfixturevalue("desk") if request.scope == "function" else None
 
     def end():

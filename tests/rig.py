@@ -50,7 +50,7 @@ def wait_until(condition, seconds=10.0, what="the condition", unless=None):
         now = time.monotonic()
         if now > end:
             raise AssertionError("waited {} s in vain for {}".format(seconds, what))
-        time.sleep(max(0.01, 3 * (now - begin)))  # a look that costs much is taken less often
+        time.sleep(max(0.01, 8 * (now - begin)))  # a look that costs much is taken less often
 
 
 # -- what test processes share
@@ -214,6 +214,8 @@ class KernelMachine:
     :param behind: another kernel machine; this one is then reachable only from there
     :param password: whether the login ``john`` has one
     :param shell: john's login shell, which has to exist (as root only)
+    :param quick: whether clients exchange keys in a way that costs little: the default one takes two thirds of the
+        processor time of a launch
 
     ``address`` and ``port`` say where it listens; ``client_config`` is an ssh configuration file that logs
     in with a key; ``ssh`` is a wrapper for ``TUNNEL_SSH`` that makes ssh read it. ``home``, ``run`` and ``tmp``
@@ -222,7 +224,8 @@ class KernelMachine:
 
     user = "john"
 
-    def __init__(self, sshd_options=(), behind=None, password=False, port=22, shell="/bin/bash"):
+    def __init__(self, sshd_options=(), behind=None, password=False, port=22, shell="/bin/bash", quick=False):
+        self.quick = quick
         self.sshd_options = list(sshd_options)
         self.behind = behind
         self.password = password
@@ -431,15 +434,19 @@ class KernelMachine:
                 )
             ]
         self.known_hosts = self.path("known_hosts")
-        self.client_lines = lines + [
-            "User {}".format(self.user),
-            "Port {}".format(self.port),
-            "IdentityFile {}".format(self.path("id")),
-            "IdentitiesOnly yes",
-            "IdentityAgent none",
-            "UserKnownHostsFile {}".format(self.known_hosts),
-            "GlobalKnownHostsFile /dev/null",
-        ]
+        self.client_lines = (
+            lines
+            + [
+                "User {}".format(self.user),
+                "Port {}".format(self.port),
+                "IdentityFile {}".format(self.path("id")),
+                "IdentitiesOnly yes",
+                "IdentityAgent none",
+                "UserKnownHostsFile {}".format(self.known_hosts),
+                "GlobalKnownHostsFile /dev/null",
+            ]
+            + ["KexAlgorithms curve25519-sha256"] * self.quick
+        )
         self.client_config, self.ssh = self.make_ssh("client", ["Host *"] + self.client_lines)
 
     # -- clients and kernels
@@ -463,7 +470,9 @@ class KernelMachine:
         wrapper = os.path.join(folder, "plink")
         if os.path.exists(wrapper):
             return wrapper
-        os.makedirs(os.path.join(folder, ".putty"), 0o700)
+        os.makedirs(os.path.join(folder, ".putty", "sessions"), 0o700)
+        if self.quick:
+            self.write(os.path.join(name, ".putty", "sessions", "Default%20Settings"), "KEX=ecdh,WARN\n")
         if not os.path.exists(self.path("id.ppk")):
             must("puttygen", self.path("id"), "-O", "private", "-o", self.path("id.ppk"))
         extra = '-i "{}"'.format(self.path("id.ppk")) if key else ""

@@ -32,7 +32,7 @@ import rig
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENVS = os.path.join(ROOT, ".venvs")
 DURATIONS = os.path.join(VENVS, "durations.json")
-WORKERS = 4
+WORKERS = 6
 FILE_SECONDS = 400  # then a file of tests is stopped, and has failed
 PACKAGES = {  # what has to be on PATH, and Debian's package for it
     "sshd": "openssh-server",
@@ -54,6 +54,7 @@ PACKAGES = {  # what has to be on PATH, and Debian's package for it
 }
 WINDOWS_PYTHONS = {"3.6": "3.8.0"}  # for each Python under test; the newest otherwise
 WINDOWS_PYTHON = "3.13.0"
+ONCE = ["tests/test_tunnel_m.py"]  # what runs in Mathics3 has one Python only
 MATHICS = ["Mathics3==10.0.1", "packaging"]
 # Options of pytest whose value is the next argument, and no file to run.
 WITH_VALUE = ["-k", "-m", "-o", "-p", "-c", "-r", "-W", "--deselect", "--ignore", "--maxfail", "--tb"]
@@ -419,7 +420,7 @@ def main(arguments):
         [
             Job(python, path, options + words, dict(environment, TUNNEL_SAMPLE=samples[python]), contained)
             for path, words in sorted(files.items())
-            for python in pythons
+            for python in (pythons[-1:] if path in ONCE else pythons)
         ]
     )
     if not arguments:

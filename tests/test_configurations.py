@@ -186,7 +186,7 @@ WRONG = {
     "NoSuchOption yes": REJECTED + ".*: Bad configuration option: nosuchoption",
     "Port lots": REJECTED + ".*: Bad port 'lots'",
     'Host "unbalanced': REJECTED,
-    "KexAlgorithms diffie-hellman-group1-sha1": "client and server share no algorithm",
+    "Ciphers 3des-cbc": "client and server share no algorithm",
     "PubkeyAuthentication no": "refused the login",
 }
 

@@ -84,8 +84,8 @@ def test_what_a_login_shell_prints_does_not_explain_why_a_kernel_ended(desk, mac
 # -- what a kernel prints
 
 
-@clients
-@pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "no terminal"])
+# Without a terminal nothing tells plink's words from a kernel's.
+@pytest.mark.parametrize("client, terminal", [("ssh", True), ("ssh", False), ("plink", True)])
 def test_what_a_kernel_prints_decides_nothing(desk, serve, machine, client, terminal):
     serve(*([] if terminal else ["PermitTTY no"]))
     words = [stream + "=" + line for stream in ("stdout", "stderr") for line in FAKED]
