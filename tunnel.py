@@ -38,6 +38,7 @@ CALLBACK_SECONDS = 120  # a kernel that has not called back by then is noted in 
 NAMES_SECONDS = 300  # how long the switchboard looks for link names
 HOLD_SECONDS = 0.2  # how long it holds the beginning of what may become a link name
 CERTAIN_SECONDS = 2.0  # the same where the length before it says that there is more to come
+SMALL = 4096  # bytes; a peer that writes less at once, and again, may be waiting for the first to be acknowledged
 LOG_BYTES = 1 << 20  # of what a client, a server or a kernel says, how much goes into the log
 RELAY_SECONDS = 60  # until a relay that has been sent has to answer
 RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
@@ -943,23 +944,32 @@ class NameReplacer:
     LONGEST = 2 * (5 + 1 + 255) + 1  # bytes of a name
     HISTORY = 1024  # how far back is looked for the string in which a text stands
 
-    def __init__(self, replace):
-        import re
+    start = None  # the first of the patterns
 
+    def __init__(self, replace):
         self.replace = replace
         self.held = b""
         self.before = b""  # the bytes that went on last
+        self.prepare()
+
+    @classmethod
+    def prepare(cls):
+        """Make the patterns, unless that has been done: it takes some milliseconds that nobody should wait for."""
+        if cls.start:
+            return
+        import re
+
         host = rb"[0-9A-Za-z.:_%-]"
         end = rb"\d{1,5}@" + host + rb"{1,255}"
         # The byte before may be a length or a quote; with a digit, a dot or a comma it is no beginning.
         start = rb"(?<![0-9.,])"
-        self.start = re.compile(start + rb"\d{1,5}@")
-        self.whole = re.compile(end + rb"," + end)
-        self.alone = re.compile(self.whole.pattern + rb"(?=[^0-9A-Za-z.:_%@,-])")
+        cls.start = re.compile(start + rb"\d{1,5}@")
+        cls.whole = re.compile(end + rb"," + end)
+        cls.alone = re.compile(cls.whole.pattern + rb"(?=[^0-9A-Za-z.:_%@,-])")
         # The beginning of a name, or a name of which it is not certain that it ends here.
         part = host + rb"{0,255}"
-        self.beginning = re.compile(start + rb"\d{1,5}(@" + part + rb"(,(\d{1,5}(@" + part + rb")?)?)?)?\Z")
-        self.mark = re.compile(rb"~(?:[@-\x7f]|\d{2,9} )")
+        cls.beginning = re.compile(start + rb"\d{1,5}(@" + part + rb"(,(\d{1,5}(@" + part + rb")?)?)?)?\Z")
+        cls.mark = re.compile(rb"~(?:[@-\x7f]|\d{2,9} )")
 
     @property
     def is_certain(self):
@@ -2150,10 +2160,11 @@ class SocketEnd:
         self.on_gone = self.timer = None
         self.pending, self.finishing = b"", False
         self.deaf = False  # whether the peer takes nothing any more
+        self.quick = getattr(_socket, "TCP_QUICKACK", None)  # Linux
         try:
             connection.setsockopt(_socket.IPPROTO_TCP, _socket.TCP_NODELAY, 1)
         except OSError:
-            pass  # it has gone already, as macOS says here; reading will tell
+            self.quick = None  # it has gone already, as macOS says here; reading will tell
 
     def resume(self):
         """Read on."""
@@ -2182,6 +2193,8 @@ class SocketEnd:
             self.on_close()
             return
         if count:
+            if count < SMALL and self.quick:
+                self.socket.setsockopt(6, self.quick, 1)  # IPPROTO_TCP; holds for this once
             self.on_data(self.BUFFER[:count])
         else:
             self.loop.readers.pop(self.socket, None)
@@ -3188,6 +3201,8 @@ class Try:
         self.client = factory(self.loop, [self.launch.program] + argv, environment, sinks, inherit, line=line)
         if self.session:
             self.session.attach(self.client)
+        if self.board and (self.board.outward or self.board.inward):
+            NameReplacer.prepare()  # while the server is asked
         if not self.is_login and (not self.session or self.launch.check):
             self._within("connect", CALLBACK_SECONDS, self._no_connection)
         self._within("login", LOGIN_SECONDS, lambda: self.end("no login"))

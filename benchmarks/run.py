@@ -10,6 +10,7 @@ the kernel machine is a network namespace here.
 import os
 import platform
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -195,7 +196,11 @@ class Bench:
         for end in ends:
             end.__exit__()
         for pid in rig.processes_with(folder):
-            rig.end_process(pid)
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError:
+                pass  # it has ended meanwhile
+        rig.wait_until(lambda: not rig.processes_with(folder), 20, "the end of what was launched")
         rig.wait_until(lambda: not self.machine.kernels() and not self.machine.listeners(), 20)
         shutil.rmtree(folder)
         return launched, connected, logins

@@ -30,7 +30,6 @@ Then it echoes what comes on each channel, but for lines on the data channel of 
                         neither SIGTERM nor SIGHUP ends
 """
 
-import hashlib
 import os
 import signal
 import socket
@@ -52,6 +51,8 @@ PATIENCE = 120  # seconds; the parallel tools look at their links only when all 
 
 def pattern(size, channel=0):
     """The bytes that ``!flood`` writes on a channel; none looks like any other, nor can they be compressed."""
+    import hashlib  # which takes longer than all that follows a start
+
     return hashlib.shake_128(b"channel %d" % channel).digest(size)
 
 
