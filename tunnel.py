@@ -3720,7 +3720,10 @@ class Launch:
                 self._tell()
             else:
                 # Nobody has seen this path run: if it does not exist, the server will say so about now.
-                self.loop.after(VERIFY_SECONDS, lambda: one.client.code is None and self._runs())
+                # If it has connected by then, that is known already, and may be out of date.
+                self.loop.after(
+                    VERIFY_SECONDS, lambda: one.client.code is None and not self.teller.told and self._runs()
+                )
 
     def _runs(self):
         """The kernel's path is a good one."""
