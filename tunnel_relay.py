@@ -1635,7 +1635,7 @@ class Far:
 
 # ------------------------------------------------------------------------------------------------- jobs
 
-READY = b"--tunnel-relay-ready--\n"  # what the far end beyond a command says first
+READY = b"--tunnel-relay-ready--"  # what the far end beyond a command says first
 BEGIN_SECONDS = 60  # from there until its hello
 COMMAND_SECONDS = 15.0  # from SIGTERM to SIGKILL: a scheduler's command that is killed cannot take its job back
 QUIET_SECONDS = 20.0  # a far end beyond a command that says nothing for so long is spoken of
@@ -2376,8 +2376,8 @@ FIRST = (
 )
 
 # The same beyond a command, which may give it a terminal (srun -u does so for the output, and that one changes
-# nothing), or never say that nobody is there any more. That it is ready is said in a way that an echo of these words
-# does not.
+# nothing), or never say that nobody is there any more. That it is ready is said in a way that an echo of these
+# words does not.
 BEYOND = (
     "import sys;sys.version_info<(3,6) and sys.exit(102);import os,signal;signal.alarm({seconds});"
     "os.isatty(0) and sys.exit({terminal});"

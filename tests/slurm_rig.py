@@ -1,18 +1,18 @@
 """A throwaway cluster: a kernel machine as login node, with a real Slurm, and a compute node behind it.
 
-Each node has a network of its own. The login node's is that of the kernel machine, and the compute node's is joined
-to it alone, so that nothing but the login node reaches the compute node, and neither has the other's loopback. Homes,
-accounts and programs are shared, as on clusters.
+Each has a network of its own. The login node's is that of the kernel machine, and the compute nodes' is joined to
+it alone, so that nothing but the login node reaches them, and neither has the other's loopback. Homes, accounts
+and programs are shared, as on clusters.
 """
 
+import contextlib
 import os
+import shutil
 import subprocess
-import sys
-import time
 
 import rig
 
-NODE = "node1"
+NODES = ("node1", "node2")  # of the partitions main and small; both in one network
 FIRST = "198.19.255."  # addresses between the two nodes; nobody else sees them
 CONFIG = """
 ClusterName=throwaway
@@ -24,13 +24,12 @@ AuthType=auth/munge
 CryptoType=crypto/munge
 AuthInfo=socket={folder}/munge.socket
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldPort=6817
-SlurmdPort=6818
 SrunPortRange=60001-60900
 ProctrackType=proctrack/pgid
 TaskPlugin=task/none
@@ -43,7 +42,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_min_interval=100000,sched_interval=1,bf_interval=1,defer_batch
 ReturnToService=2
 SlurmctldTimeout=30
-SlurmdTimeout={patience}
+SlurmdTimeout=60
 InactiveLimit=0
 KillWait=2
 MinJobAge=2
@@ -51,8 +50,10 @@ WaitTime=0
 UnkillableStepTimeout=5
 SlurmdParameters=config_overrides
 PropagateResourceLimitsExcept=ALL
-NodeName={node} NodeHostname={node} NodeAddr={compute} CPUs={processors} State=UNKNOWN
-PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+NodeName=node1 NodeHostname=node1 NodeAddr={compute} Port=6818 CPUs={processors} State=UNKNOWN
+NodeName=node2 NodeHostname=node2 NodeAddr={compute} Port=6819 CPUs=2 State=UNKNOWN
+PartitionName=main Nodes=node1 Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PartitionName=small Nodes=node2 MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
 
@@ -60,11 +61,11 @@ class Cluster:
     """A Slurm that runs while the ``with`` block does.
 
     :param machine: the kernel machine that becomes its login node
-    :param processors: how many the compute node says that it has
+    :param processors: how many the larger node says that it has; the other one has 2
     """
 
-    def __init__(self, machine, processors=64, patience=5):
-        self.machine, self.processors, self.patience = machine, processors, patience
+    def __init__(self, machine, processors=128):
+        self.machine, self.processors = machine, processors
         self.namespace = machine.namespace + "-node"
         self.daemons = {}
 
@@ -83,11 +84,11 @@ class Cluster:
         for program in ("munged", "slurmctld", "slurmd", "srun"):
             if not find(program):
                 raise rig.Unavailable("no {} here; `python3 tests/run.py` installs it".format(program))
-        for name in ("", "state", "spool", "none"):
+        for name in ("", "state", "none"):
             os.mkdir(self.path(name))
         self._join_networks()
-        facts = {"login": FIRST + "1", "compute": FIRST + "2", "node": NODE, "host": os.uname().nodename}
-        facts.update(folder=self.path(), processors=self.processors, patience=self.patience)
+        facts = {"login": FIRST + "1", "compute": FIRST + "2", "host": os.uname().nodename}
+        facts.update(folder=self.path().rstrip("/"), processors=self.processors)
         self.config = self._write("slurm.conf", CONFIG.format(**facts))
         self._write("cgroup.conf", "CgroupPlugin=cgroup/v1\nCgroupMountpoint={}\n".format(self.path("none")))
         with open(self.path("munge.key"), "wb") as stream:
@@ -98,7 +99,9 @@ class Cluster:
         self._run_daemon("munged", self.machine.namespace, "--foreground", *words)
         rig.wait_until(lambda: os.path.exists(self.path("munge.socket")), 10, "munged")
         self._run_daemon("slurmctld", self.machine.namespace, "-D", "-f", self.config)
-        self.start_node()
+        for node in NODES:
+            self.start_node(node)
+        rig.wait_until(lambda: self.states() == {"idle"}, 20, "the compute nodes")
         self.machine.sshd_options.append("SetEnv SLURM_CONF=" + self.config)
         self.machine.restart_server(*self.machine.sshd_options)
 
@@ -121,24 +124,43 @@ class Cluster:
 
     def inside(self, namespace, *argv):
         """A command line with the files and accounts of the machine, in a network."""
-        enter = ["nsenter", "--net=/run/netns/" + namespace, "-m", "-t", str(self.machine.server.pid)]
+        first = self.daemons.get("munged") or self.machine.server  # which may be restarted
+        enter = ["nsenter", "--net=/run/netns/" + namespace, "-m", "-t", str(first.pid)]
         return enter + ["env", "SLURM_CONF=" + self.path("slurm.conf")] + list(argv)
 
-    def _run_daemon(self, name, namespace, *arguments):
+    def _run_daemon(self, name, namespace, *arguments, key=None):
         with open(self.path(name + ".out"), "ab") as out:
             argv = self.inside(namespace, find(name), *arguments)
             null = subprocess.DEVNULL
-            self.daemons[name] = subprocess.Popen(argv, stdin=null, stdout=out, stderr=out)
+            self.daemons[key or name] = subprocess.Popen(argv, stdin=null, stdout=out, stderr=out)
 
-    def start_node(self):
-        """Have the compute node serve jobs, and wait until it does."""
-        words = ["-u", "sh", "-c", 'hostname {} && exec "$@"'.format(NODE), "sh", find("slurmd")]
-        words += ["-D", "-N", NODE, "-f", self.config]
-        self._run_daemon("unshare", self.namespace, *words)
-        rig.wait_until(lambda: self.state() == "idle", 20, "the compute node")
+    def start_node(self, node):
+        words = ["-u", "sh", "-c", 'hostname {} && exec "$@"'.format(node), "sh", find("slurmd")]
+        self._run_daemon("unshare", self.namespace, *(words + ["-D", "-N", node, "-f", self.config]), key=node)
 
-    def state(self):
-        return self.ask("sinfo", "-h", "-o", "%t").strip()
+    def states(self, *words):
+        return set(self.ask("sinfo", "-h", "-o", "%t", *words).split())
+
+    def kill_node(self, node):
+        """A node that loses its power, as the controller sees it in the end."""
+        self.daemons.pop(node).kill()
+        for pid in rig.processes_in(self.namespace):
+            rig.end_process(pid)
+        self.ask("scontrol", "update", "NodeName=" + node, "State=DOWN", "Reason=dead")
+
+    def revive_node(self, node):
+        self.start_node(node)
+        self.ask("scontrol", "update", "NodeName=" + node, "State=RESUME")
+        rig.wait_until(lambda: "idle" in self.states("-n", node), 20, "the compute node")
+
+    @contextlib.contextmanager
+    def full(self, partition="main"):
+        """All jobs that are submitted meanwhile wait in their queue."""
+        self.ask("scontrol", "update", "PartitionName=" + partition, "State=DOWN")
+        try:
+            yield
+        finally:
+            self.ask("scontrol", "update", "PartitionName=" + partition, "State=UP")
 
     def ask(self, *argv):
         """What a program of Slurm's says on the login node; nothing when it fails."""
@@ -171,7 +193,7 @@ class Cluster:
                 process.wait()
 
     def __exit__(self, *_):
-        for name in ("unshare", "slurmctld", "munged"):
+        for name in NODES + ("slurmctld", "munged"):
             self.stop(name)
         for pid in rig.processes_in(self.namespace):
             rig.end_process(pid)
@@ -183,15 +205,4 @@ def is_daemon(pid):
 
 
 def find(program):
-    import shutil
-
     return shutil.which(program, path=os.environ.get("PATH", "") + ":/usr/sbin")
-
-
-if __name__ == "__main__":  # try it by hand
-    begin = time.monotonic()
-    with rig.KernelMachine() as machine, Cluster(machine) as cluster:
-        print("up", time.monotonic() - begin, flush=True)
-        print(cluster.ask("sinfo"), cluster.jobs())
-        print(machine.shell("time srun hostname; time srun -n1 -u -c 8 sh -c 'ip addr; env | grep SLURM_JOB_ID'"))
-        sys.exit(0)
