@@ -143,9 +143,12 @@ class Cluster:
 
     def kill_node(self, node):
         """A node that loses its power, as the controller sees it in the end."""
-        self.daemons.pop(node).kill()
+        daemon = self.daemons.pop(node)
+        name = namespace_of(daemon.pid)
         for pid in rig.processes_in(self.namespace):
-            rig.end_process(pid)
+            if namespace_of(pid) == name:
+                rig.end_process(pid)
+        daemon.wait()
         self.ask("scontrol", "update", "NodeName=" + node, "State=DOWN", "Reason=dead")
 
     def revive_node(self, node):
@@ -202,6 +205,14 @@ class Cluster:
 
 def is_daemon(pid):
     return os.path.basename((rig.command_line(pid) + [""])[0]).startswith(("slurmctld", "slurmd", "munged"))
+
+
+def namespace_of(pid):
+    """What tells the processes of the nodes apart: each node has a host name of its own."""
+    try:
+        return os.readlink("/proc/{}/ns/uts".format(pid))
+    except OSError:
+        return None
 
 
 def find(program):

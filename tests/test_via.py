@@ -352,7 +352,7 @@ BROKEN = {
     "kill -9 $$;": "it ended by signal 9 before the relay ran through it (it said nothing)",
     "srun --no-such-option": 'before the relay ran through it (Try "srun --help" for more information)',
     "srun -n1 -p nowhere": "(srun: error: Unable to allocate resources: Invalid partition name specified)",
-    "test -t 0 || { echo stdin is no terminal >&2; exit 1; };": "exit code 1 before the relay ran through it (stdin is",
+    "test -t 0 || { echo no terminal >&2; exit 1; };": "code 1 before the relay ran through it (no terminal)",
     "script -qec sh /dev/null #": "it gives the relay a terminal",
     "srun -n3 -u": "it runs the relay more than once; have it run one task, as srun does with -n1",
     "</dev/null": "it ended with exit code 0 before the relay ran through it",
