@@ -1765,7 +1765,7 @@ class Job:
             self.loop.readers.pop(descriptor, None)
         for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
             pipe.close()
-        self._print(b"\n" + self.last)
+        self._print((b"\n" + self.before if self.line is None else b"") + b"\n" + self.last)
         if self._signal("SIGTERM"):  # what else it has started
             self._within("kill", COMMAND_SECONDS, lambda: self._signal("SIGKILL"))
             self._within("left", COMMAND_SECONDS + 2, self._conclude)

@@ -99,6 +99,7 @@ class Cluster:
         self._run_daemon("munged", self.machine.namespace, "--foreground", *words)
         rig.wait_until(lambda: os.path.exists(self.path("munge.socket")), 10, "munged")
         self._run_daemon("slurmctld", self.machine.namespace, "-D", "-f", self.config)
+        rig.wait_until(lambda: 6817 in self.machine.listeners(everywhere=True), 20, "slurmctld")
         for node in NODES:
             self.start_node(node)
         rig.wait_until(lambda: self.states() == {"idle"}, 20, "the compute nodes")
