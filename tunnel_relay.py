@@ -1638,7 +1638,7 @@ class Far:
 READY = b"--tunnel-relay-ready--"  # what the far end beyond a command says first
 BEGIN_SECONDS = 60  # from there until its hello
 COMMAND_SECONDS = 15.0  # from SIGTERM to SIGKILL: a scheduler's command that is killed cannot take its job back
-QUIET_SECONDS = 20.0  # a far end beyond a command that says nothing for so long is spoken of
+SUSPENDED_SECONDS = 20.0  # a far end beyond a command that says nothing for so long is spoken of
 ORPHAN_SECONDS = 300.0  # the same, seen from there: then nobody is left
 JOBS = ("SLURM_JOB_ID", "LSB_JOBID", "JOB_ID")  # where Slurm, LSF and SGE say which job this is
 
@@ -1845,14 +1845,14 @@ class Job:
         self.runs = True
         told = {name: printable(facts.get(name) or "") for name in ("host", "pid", "python", "job")}
         self._tell("node", **told)
-        self._within("quiet", QUIET_SECONDS, self._look_whether_quiet)
+        self._within("quiet", SUSPENDED_SECONDS, self._look_whether_quiet)
 
     def _look_whether_quiet(self):
-        left = QUIET_SECONDS - (self.wire.clock() - self.wire.heard)
+        left = SUSPENDED_SECONDS - (self.wire.clock() - self.wire.heard)
         if left <= 0:
             text = "nothing has come for {:.0f} s: the job is suspended, or its node down"
-            self.say(text.format(QUIET_SECONDS - left))
-        self._within("quiet", max(left, 0.1) if left > 0 else 10 * QUIET_SECONDS, self._look_whether_quiet)
+            self.say(text.format(SUSPENDED_SECONDS - left))
+        self._within("quiet", max(left, 0.1) if left > 0 else 10 * SUSPENDED_SECONDS, self._look_whether_quiet)
 
     def _control(self, message):
         told, code = message.get("told"), message.get("code")
@@ -2402,9 +2402,10 @@ def bootstrap_command():
 
 
 def beyond_command():
-    """What a shell beyond a command reads from its standard input."""
+    """What a shell beyond a command reads from its standard input. It has to outlive what it runs: when the first
+    process of a task ends, schedulers end all others at once, and nobody hears why."""
     program = BEYOND.replace("{seconds}", str(BEGIN_SECONDS)).replace("{terminal}", str(TERMINAL))
-    return (find_python(program) + "\n").encode("ascii")
+    return ("trap : HUP INT TERM;" + find_python(program) + "\n").encode("ascii")
 
 
 def refuse(descriptor, error, text):

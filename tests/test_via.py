@@ -79,7 +79,7 @@ def is_python(pid):
 
 
 def test_a_far_end_that_is_suspended_is_spoken_of_and_goes_on(desk, machine):
-    alter(desk, QUIET_SECONDS=0.7, PING_SECONDS=0.2, DEAD_SECONDS=1.5)
+    alter(desk, SUSPENDED_SECONDS=0.7, PING_SECONDS=0.2, DEAD_SECONDS=1.5)
     end = via(desk, machine, "nice")
     end.accept()
     (pid,) = beyond(machine)
