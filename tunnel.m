@@ -3,7 +3,8 @@
    As kernel init file (-initfile tunnel.m) of a remote controller kernel, for front ends up to 11.0:
    makes the kernel listen for its further links on the ports that the launcher has forwarded.
 
-   Loaded in a session (Get["tunnel.m"]): SetupTunnelKernelConfiguration and RemoteMachineTunnel.
+   Loaded in a session (Get["tunnel.m"]): SetupTunnelKernelConfiguration, RemoteMachineTunnel and
+   LaunchTunnelKernels.
 
    Works in kernels 8 to 15; loading it anywhere, any number of times, does no harm and prints nothing. *)
 
@@ -16,16 +17,22 @@ host is \"[user[:password]@]machine[:port]\". Options: \"OperatingSystem\" of th
 10.1; Automatic: that of the front end), \"KernelPath\" (a string; Automatic: where that version is installed; \
 Default: the path that names no version) and \"Relay\" (True, or a number of minutes: the session survives a lost \
 connection for an hour, or for so many minutes, and needs no forwarded ports; False: the links take forwarded \
-ports). Example: \
+ports) and \"Via\" (a command through which the kernel is run over there, with a relay, such as \"srun -n1 -u\"; \
+None). Example: \
 SetupTunnelKernelConfiguration[\"Cluster\", \"john@host.example.com\", \"OperatingSystem\" -> \"Unix\"]";
 
 RemoteMachineTunnel::usage = "RemoteMachineTunnel[host, n] describes n compute kernels (by default 1) on host, for \
 LaunchKernels; their links are carried by SSH. host is \"[user[:password]@]machine[:port]\". Load \
-SubKernels`RemoteKernels` first. Options: \"OperatingSystem\", \"VersionNumber\", \"KernelPath\" and \"Relay\" as \
-for SetupTunnelKernelConfiguration, \"KernelSpeed\" (a relative number, by default 1) and \"ShareConnection\" \
+SubKernels`RemoteKernels` first. Options: \"OperatingSystem\", \"VersionNumber\", \"KernelPath\", \"Relay\" and \
+\"Via\" as for SetupTunnelKernelConfiguration, \"KernelSpeed\" (a relative number, by default 1) and \"ShareConnection\" \
 (True: one login for all; False: one each; Automatic: one for all when n is larger than 1, where the system can). \
 Example: \
 LaunchKernels[RemoteMachineTunnel[\"john@host.example.com\", 4, \"OperatingSystem\" -> \"Unix\"]]";
+
+LaunchTunnelKernels::usage = "LaunchTunnelKernels[host, n] launches n compute kernels (by default 1) on host, all at \
+once, waits for each as long as it takes, and hands their links to LaunchKernels: for kernels that a scheduler has in \
+a queue. Options: those of RemoteMachineTunnel, but for \"KernelSpeed\". It takes a kernel from 10 on. Example: \
+LaunchTunnelKernels[\"john@host.example.com\", 16, \"OperatingSystem\" -> \"Unix\", \"Via\" -> \"srun -n1 -u\"]";
 
 Begin["`Private`"]
 
@@ -36,6 +43,7 @@ $system = "\"OperatingSystem\" -> `1` is not known; expected \"Windows\", \"MacO
 $version = "\"VersionNumber\" -> `1` is no version; expected a number such as 10.1, or Automatic.";
 $path = "\"KernelPath\" -> `1` is no path; expected a string that is not empty, Default or Automatic.";
 $relay = "\"Relay\" -> `1` is not known; expected True, False, or minutes as an integer from 0 to 99999.";
+$via = "\"Via\" -> `1` is no command; expected None or one line without \" and backticks, on Windows without %.";
 $option = "`1` is no option; expected one of `2`.";
 $missing = "The launch script `1` is missing; run install.py on the front end machine.";
 
@@ -44,6 +52,7 @@ SetupTunnelKernelConfiguration::system = $system;
 SetupTunnelKernelConfiguration::version = $version;
 SetupTunnelKernelConfiguration::path = $path;
 SetupTunnelKernelConfiguration::relay = $relay;
+SetupTunnelKernelConfiguration::via = $via;
 SetupTunnelKernelConfiguration::option = $option;
 SetupTunnelKernelConfiguration::missing = $missing;
 SetupTunnelKernelConfiguration::name =
@@ -55,12 +64,25 @@ RemoteMachineTunnel::system = $system;
 RemoteMachineTunnel::version = $version;
 RemoteMachineTunnel::path = $path;
 RemoteMachineTunnel::relay = $relay;
+RemoteMachineTunnel::via = $via;
 RemoteMachineTunnel::option = $option;
 RemoteMachineTunnel::missing = $missing;
 RemoteMachineTunnel::count = "`1` is no number of kernels; expected a positive integer.";
 RemoteMachineTunnel::speed = "\"KernelSpeed\" -> `1` is no speed; expected a positive number.";
 RemoteMachineTunnel::share = "\"ShareConnection\" -> `1` is not known; expected True, False or Automatic.";
 RemoteMachineTunnel::package = "Load the package of remote kernels first; see the usage of RemoteMachineTunnel.";
+
+LaunchTunnelKernels::host = $host;
+LaunchTunnelKernels::system = $system;
+LaunchTunnelKernels::version = $version;
+LaunchTunnelKernels::path = $path;
+LaunchTunnelKernels::relay = $relay;
+LaunchTunnelKernels::via = $via;
+LaunchTunnelKernels::option = $option;
+LaunchTunnelKernels::missing = $missing;
+LaunchTunnelKernels::count = RemoteMachineTunnel::count;
+LaunchTunnelKernels::share = RemoteMachineTunnel::share;
+LaunchTunnelKernels::failed = "Of `1` kernels `2` could not be launched; the newest logs say why. `3`";
 
 complain[function_, tag_, arguments___] := (Message[MessageName[function, tag], arguments]; $Failed)
 
@@ -233,6 +255,12 @@ badOption["ShareConnection", _] := "share"
 badOption["Relay", True | False] := None
 badOption["Relay", minutes_] := If[IntegerQ[minutes] && 0 <= minutes < 100000, None, "relay"]
 
+badOption["Via", None] := None
+badOption["Via", command_] := If[StringQ[command] && commandQ[command], None, "via"]
+
+commandQ[command_String] := StringTrim[command] =!= "" && StringFreeQ[command, "\""] && StringFreeQ[command, "`"] &&
+  Min[ToCharacterCode[command]] > 31 && (ownSystem[] =!= "Windows" || StringFreeQ[command, "%"])
+
 (* The kernel's path for good options, where Automatic stands for system and version. *)
 chosenPath[options_List, system_, version_] := Module[{chosen, path},
   chosen = {"OperatingSystem", "VersionNumber"} /. options;
@@ -252,10 +280,25 @@ relayWord[True] := " --relay"
 relayWord[False] := ""
 relayWord[minutes_Integer] := " --relay=" <> ToString[minutes]
 
+(* The words that ask the launcher for a relay, for good options. *)
+relayWords[options_List] := Join[
+  If[("Relay" /. options) === False, {}, {StringTrim[relayWord["Relay" /. options]]}],
+  If[("Via" /. options) === None, {}, {"--via", "Via" /. options}]
+]
+
+(* The same within a line for a shell of this system. *)
+relayText[options_List, system_] := relayWord["Relay" /. options] <> viaText["Via" /. options, system]
+
+viaText[None, system_] := ""
+viaText[command_String, "Windows"] := " --via " <> quoted[command]
+viaText[command_String, system_] :=
+  " --via " <> quoted[StringReplace[command, {"\\" -> "\\\\", "$" -> "\\$"}]]
+
 (* -- controller kernels *)
 
 Options[SetupTunnelKernelConfiguration] =
-  {"OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic, "Relay" -> False};
+  {"OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic, "Relay" -> False,
+    "Via" -> None};
 
 (* What the front end says of itself; of this kernel where it does not say. It may run on another machine. *)
 frontEndValue[name_String, own_] := Module[{value = Quiet[SystemInformation["FrontEnd", name]]},
@@ -299,7 +342,7 @@ storeConfiguration[name_String, host_String, options_List] := Module[{system, sc
     "LoginScript" -> StringJoin[
       quoted[
         "`userbaseDirectory`" <> If[system === "Windows", "\\FrontEnd\\", "/FrontEnd/"] <> scriptName["tunnel", system]],
-      relayWord["Relay" /. options],
+      relayText[options, system],
       " ", quoted[host],
       " ", quoted[chosenPath[options, system, frontEndValue["VersionNumber", $VersionNumber]]],
       " ", quoted["`linkname`"]]
@@ -318,7 +361,7 @@ storeConfiguration[name_String, host_String, options_List] := Module[{system, sc
 
 Options[RemoteMachineTunnel] = {
   "OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic,
-  "Relay" -> False, "KernelSpeed" -> 1, "ShareConnection" -> Automatic};
+  "Relay" -> False, "Via" -> None, "KernelSpeed" -> 1, "ShareConnection" -> Automatic};
 
 RemoteMachineTunnel[host_] := RemoteMachineTunnel[host, 1]
 RemoteMachineTunnel[host_, rule : (_Rule | _RuleDelayed | _List), rules___] :=
@@ -347,7 +390,7 @@ describeKernels[host_String, count_Integer, options_List] := Module[{windows, sc
   command = StringJoin[
     quoted[script],
     If[share && !windows, " --share", ""],
-    relayWord["Relay" /. options],
+    relayText[options, ownSystem[]],
     " ", quoted[host],
     " ", quoted[chosenPath[options, ownSystem[], $VersionNumber]],
     " ", quoted["`2`"]];
@@ -355,6 +398,67 @@ describeKernels[host_String, count_Integer, options_List] := Module[{windows, sc
   SubKernels`RemoteKernels`RemoteMachine[
     First[placeParts[placeIn[host]]], If[windows, quoted[command], command], count,
     LinkHost -> "127.0.0.1", System`KernelSpeed -> ("KernelSpeed" /. options)]
+]
+
+(* -- compute kernels that may have to wait in a queue
+
+   LaunchKernels[RemoteMachineTunnel[...]] runs one launcher after the other, each of which returns when its kernel is
+   under way: with a queue it would wait for each job in turn, and give up the kernels that are there already, since
+   it waits 15 s for them to call back. So here all launchers run at the same time, and LaunchKernels gets links whose
+   kernels are there. What StartProcess, ProcessStatus and ProcessInformation do is as the documentation has it, and so
+   is LaunchKernels for links: neither has been tried with a licensed kernel. *)
+
+Options[LaunchTunnelKernels] = {
+  "OperatingSystem" -> Automatic, "VersionNumber" -> Automatic, "KernelPath" -> Automatic,
+  "Relay" -> False, "Via" -> None, "ShareConnection" -> Automatic};
+
+LaunchTunnelKernels[host_] := LaunchTunnelKernels[host, 1]
+LaunchTunnelKernels[host_, rule : (_Rule | _RuleDelayed | _List), rules___] :=
+  LaunchTunnelKernels[host, 1, rule, rules]
+
+LaunchTunnelKernels[host_, count_, rules___] := Module[{options, script},
+  script = scriptPath["tunnel_sub", ownSystem[]];
+  Which[
+    !hostQ[host],
+    complain[LaunchTunnelKernels, "host", shown[host]],
+    !(IntegerQ[count] && count > 0),
+    complain[LaunchTunnelKernels, "count", count],
+    (options = checkedOptions[LaunchTunnelKernels, Flatten[{rules}]]) === $Failed,
+    $Failed,
+    !FileExistsQ[script],
+    complain[LaunchTunnelKernels, "missing", script],
+    True,
+    launchAtOnce[launcherWords[script, host, count, options], count]
+  ]
+]
+
+launcherWords[script_, host_, count_, options_] := Join[
+  {script},
+  If[(("ShareConnection" /. options) /. Automatic -> count > 1) && ownSystem[] =!= "Windows", {"--share"}, {}],
+  relayWords[options],
+  {host, chosenPath[options, ownSystem[], $VersionNumber]}
+]
+
+(* Closed links tell the launchers that nobody wants their kernels any more. *)
+launchAtOnce[words_List, count_] := Module[{links, processes, codes, good},
+  links = Table[LinkCreate[LinkMode -> Listen, LinkProtocol -> "TCPIP", LinkHost -> "127.0.0.1"], {count}];
+  processes = StartProcess[Append[words, First[#]]] & /@ links;
+  CheckAbort[
+    While[MemberQ[ProcessStatus /@ processes, "Running"], Pause[0.1]],
+    LinkClose /@ links; Abort[]];
+  codes = ProcessInformation[#, "ExitCode"] & /@ processes;
+  good = Flatten[Position[codes, 0, {1}]];
+  If[Length[good] < count,
+    Message[LaunchTunnelKernels::failed, count, count - Length[good], lastWords[processes, codes]];
+    LinkClose /@ links[[Complement[Range[count], good]]]];
+  If[good === {}, $Failed, LaunchKernels[links[[good]]]]
+]
+
+(* What the first launcher that has failed says. *)
+lastWords[processes_List, codes_List] := Module[{failed, text},
+  failed = First[Select[Range[Length[codes]], codes[[#]] =!= 0 &]];
+  text = Quiet[ReadString[ProcessConnection[processes[[failed]], "StandardError"]]];
+  If[StringQ[text], StringTrim[text], ""]
 ]
 
 (* -- the kernel's own function *)

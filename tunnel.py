@@ -41,6 +41,7 @@ CERTAIN_SECONDS = 2.0  # the same where the length before it says that there is 
 SMALL = 4096  # bytes; a peer that writes less at once, and again, may be waiting for the first to be acknowledged
 LOG_BYTES = 1 << 20  # of what a client, a server or a kernel says, how much goes into the log
 RELAY_SECONDS = 60  # until a relay that has been sent has to answer
+VIA_LENGTH = 4096  # of a command, in characters
 RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
 PREFIXED = (8, 5)  # from here on OpenSSH says who asks, when a server asks
@@ -75,6 +76,7 @@ Launches a Mathematica {role} on a remote machine, its links carried by SSH.
   --share         one login for many compute kernels on a host (tunnel_sub, OpenSSH)
   --relay[=MIN]   carry the links through a relay on the kernel machine: no forwarded ports, and the kernel waits
                   MIN minutes (60) for a connection that is lost to come back
+  --via COMMAND   run the kernel through COMMAND there, such as "srun -n1 -u -c 8"; implies --relay
   --dry-run       print the command line and the ports, without secrets, and do nothing
   --check         with host and kernel_path: launch, report each step, stop the kernel
   --version, --help
@@ -314,6 +316,7 @@ class Request:
         self.role, self.options, self.client, self.links = role, [], None, "auto"
         self.share = self.dry_run = self.check = False
         self.relay = None  # for how many minutes a relay keeps a lost connection's kernels; None for forwards
+        self.via = None  # the command through which the relay runs the kernel
         self.destination = self.kernel = self.link = None
 
     @property
@@ -357,7 +360,7 @@ def take_flags(request, rest):
             flag, attached = word[:2], word[2:] or None
         if flag == "--relay":
             request.relay = RELAY_MINUTES if attached is None else parse_number(attached)
-        elif flag in ("-o", "--client", "--links"):
+        elif flag in ("-o", "--client", "--links", "--via"):
             take_value(request, flag, value(flag, attached))
         elif flag in ("--share", "--dry-run", "--check") and attached is None:
             setattr(request, flag[2:].replace("-", "_"), True)
@@ -373,6 +376,10 @@ def take_value(request, flag, value):
     """Take an option that has a value."""
     if flag == "-o":
         request.options.append(parse_option(value))
+    elif flag == "--via":
+        request.via = value.strip()
+        if not request.via or has_control_characters(value) or len(value) > VIA_LENGTH:
+            raise Fatal('--via: expected one argument, a command of one line, as in --via "srun -n1 -u"')
     elif flag == "--client":
         request.client = value
         if not value or has_control_characters(value):
@@ -400,10 +407,11 @@ def parse_arguments(role, argv):
         raise Fatal("{}; expected: {}".format(missing, " ".join(names)))
     request.destination = Destination.parse(rest[0])
     request.kernel = Kernel(rest[1])
+    if request.via and request.relay is None:
+        request.relay = RELAY_MINUTES
     if request.relay is not None and request.kernel.on_windows:
-        raise Fatal(
-            "--relay: needs sh and Python 3 on the kernel machine, and this is a Windows path; leave it out"
-        )
+        text = "{}: needs sh and Python 3 on the kernel machine, and this is a Windows path; leave it out"
+        raise Fatal(text.format("--via" if request.via else "--relay"))
     if len(rest) == 3:
         request.link = LinkName.parse(rest[2])
     return request
@@ -1461,7 +1469,7 @@ def explain(launch, facts, settings, request=None):
             else []
         )
         + (["-l", request.destination.user] if request.destination.user else [])
-        + [request.destination.host, request.kernel.quoted]
+        + [request.destination.host, (request.via + " " if request.via else "") + request.kernel.quoted]
     )
     words = {
         "host": request.destination.host,
@@ -2010,6 +2018,24 @@ def join_windows_job():
     done = kernel32.SetInformationJobObject(job, 9, limits, len(limits))
     this = ctypes.c_void_p(kernel32.GetCurrentProcess())
     return job if done and kernel32.AssignProcessToJobObject(job, this) else None
+
+
+def is_deserted(host, port):
+    """Whether nobody listens any more on a port of this machine, as far as can be told without a connection."""
+    import socket
+
+    if host != "localhost" and host.strip("0123456789.:abcdefABCDEF"):
+        return False  # a name that would have to be looked up
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if not WINDOWS:  # where it would let anybody have the port
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+    except OSError:
+        return False  # somebody does, or it is another machine's
+    finally:
+        probe.close()
+    return True
 
 
 def listen(path=None, backlog=5):
@@ -3203,8 +3229,8 @@ class Try:
             self.session.attach(self.client)
         if self.board and (self.board.outward or self.board.inward):
             NameReplacer.prepare()  # while the server is asked
-        if not self.is_login and (not self.session or self.launch.check):
-            self._within("connect", CALLBACK_SECONDS, self._no_connection)
+        if not self.is_login and (not self.session or (self.launch.check and not self.launch.request.via)):
+            self.expect_kernel()
         self._within("login", LOGIN_SECONDS, lambda: self.end("no login"))
         self._expect_answer()
 
@@ -3310,6 +3336,9 @@ class Try:
         """End the client once it has passed on the last words, ``seconds`` from now at the latest."""
         self.facts.stopped_by = self.facts.stopped_by or "signal"
         self._within("leave", seconds, lambda: self.end("signal"))
+
+    def expect_kernel(self):
+        self._within("connect", CALLBACK_SECONDS, self._no_connection)
 
     def _no_connection(self):
         if not self.facts.connected:
@@ -3564,6 +3593,7 @@ class Launch:
 
         request = self.request
         words = (str(request.link), request.kernel.path, request.links, self.log.path or os.devnull)
+        words += (request.via or "",)
         answer, more = b"", b" "
         try:
             caller.sendall(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))

@@ -9,6 +9,8 @@ file, sent over the client's standard input and run by the Python found there. T
 - *ends*: a channel's two ends and sockets look alike, so that any two of them can be joined;
 - on the kernel machine the *far end*, which listens for kernels, starts them and reports their ends, in a *keeper*
   that outlives the login; and the *bootstrap*, which hands a login's descriptors over to the keeper;
+- with ``--via`` a *job* in place of each kernel: a command that the keeper runs, such as ``srun``, and beyond it
+  another far end, which is reached through the command's standard input and output by a wire of its own;
 - on the front end's machine the *near end*, to which connections are attached.
 
 Frames: kind (1 byte), channel (4), number (8), acknowledged number (8), length (4), all big endian, then the body.
@@ -174,10 +176,12 @@ class Wire:
 
     :param side: ``near`` or ``far``
     :param pace: the longest time, in seconds, between two looks at the clocks
+    :param patience: for how many seconds the other side may be silent; by default as long as a network may be
     """
 
-    def __init__(self, side, pace=PING_SECONDS, clock=time.monotonic, wall=time.time):
+    def __init__(self, side, pace=PING_SECONDS, clock=time.monotonic, wall=time.time, patience=None):
         self.side, self.pace, self.clock, self.wall_clock = side, pace, clock, wall
+        self.patience = patience
         self.on_frame = self.on_hello = self.on_noise = self.on_room = self.on_output = self.on_settled = nothing
         self.queue, self.unacked = deque(), deque()  # not yet written on this connection, and written
         self.kept = self.queued = 0  # bytes in both, and in the queue alone
@@ -251,7 +255,7 @@ class Wire:
         self._drop(count, written)
         self.greeted = self.ready = True
         self.heard = self.now = self.pinged = self.due = self.clock()
-        self.wall, self.deadline = self.wall_clock(), self.now + DEAD_SECONDS
+        self.wall, self.deadline = self.wall_clock(), self.now + (self.patience or DEAD_SECONDS)
 
     def _drop(self, count, frames):
         for _ in range(count - self.acked):
@@ -311,7 +315,7 @@ class Wire:
         connection = self.connection
         self.heard = self.clock()
         if self.greeted:
-            self.deadline = self.heard + DEAD_SECONDS
+            self.deadline = self.heard + (self.patience or DEAD_SECONDS)
         elif not self.leaving:
             noise, facts, data = self.reader.feed(data)
             if noise:
@@ -406,7 +410,7 @@ class Wire:
         """Ask the other side for a sign of life, soon: this side has slept."""
         self.pinged = self.clock()
         self.want.add(PING)
-        self.deadline = self.pinged + PROBE_SECONDS
+        self.deadline = self.pinged + (self.patience or PROBE_SECONDS)
 
     def tick(self):
         """Look at the clocks: ping a silent connection, and notice a dead one.
@@ -1576,9 +1580,12 @@ class Far:
             raise WireError("a kernel without a command is to be started")
         if type(count) is not int or not 0 <= count <= 6:
             raise WireError("a kernel with {!r:.20} listeners is to be started".format(count))
+        via = message.get("via")
+        if via is not None and not isinstance(via, str):
+            raise WireError("a kernel is to be started through {!r:.40}".format(via))
         self.loop.cancel(self.timer)
         self.timer = None
-        kernel = self.kernels[number] = KernelProcess(self, number)
+        kernel = self.kernels[number] = Job(self, number, via) if via else KernelProcess(self, number)
         if self.over:
             kernel.say("the session is over: no kernel is started any more")
             kernel._exited(126)
@@ -1626,17 +1633,339 @@ class Far:
         self.on_over()
 
 
+# ------------------------------------------------------------------------------------------------- jobs
+
+READY = b"--tunnel-relay-ready--"  # what the far end beyond a command says first
+BEGIN_SECONDS = 60  # from there until its hello
+COMMAND_SECONDS = 15.0  # from SIGTERM to SIGKILL: a scheduler's command that is killed cannot take its job back
+SUSPENDED_SECONDS = 20.0  # a far end beyond a command that says nothing for so long is spoken of
+ORPHAN_SECONDS = 300.0  # the same, seen from there: then nobody is left
+JOBS = ("SLURM_JOB_ID", "LSB_JOBID", "JOB_ID")  # where Slurm, LSF and SGE say which job this is
+
+
+def login_shell():
+    """The user's shell."""
+    import pwd
+
+    try:
+        shell = pwd.getpwuid(os.getuid()).pw_shell
+    except KeyError:
+        shell = ""
+    return shell or os.environ.get("SHELL") or "/bin/sh"
+
+
+def spawn_command(command, limits):
+    """Start what leads to a far end beyond it, in a session of its own, with pipes.
+
+    It is read by the user's own shell, as a login shell, which is what a name that begins with a dash makes of
+    any: only such a one reads ``/etc/profile`` and what that names, where clusters define ``module``. (One that
+    sshd runs for a command reads none of it; a ``BASH_ENV`` that the server sets is read here too.) What all that
+    prints comes before the far end's first word, and is skipped.
+
+    The command runs ``sh``, without any argument, and that reads what it is to do from its standard input: some
+    commands join the arguments that follow, and have a shell read them again.
+    """
+    import signal
+    import subprocess
+
+    def prepare():
+        for name in ("SIGTERM", "SIGHUP", "SIGINT"):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
+        set_limits(limits)
+
+    shell = login_shell()
+    return subprocess.Popen(
+        ["-" + os.path.basename(shell), "-c", command + " sh"],
+        executable=shell,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+        preexec_fn=prepare,
+    )
+
+
+class Job:
+    """One kernel of a keeper that runs elsewhere, through a command, beyond which there is a far end for it alone.
+    To the keeper it is what :class:`KernelProcess` is. Besides, it tells
+
+    - ``via``: the command has been started
+    - ``said``: what the command prints, and what there is to say of it
+    - ``node``: the far end beyond has said hello, with its facts
+    - ``failed``: the command has ended before the kernel: how far it had come, its exit code, and why
+    """
+
+    def __init__(self, far, number, command):
+        self.far, self.loop, self.channels, self.number = far, far.loop, far.channels, number
+        self.command = command
+        self.wire = Wire("near", patience=float("inf"))
+        self.wire.on_hello, self.wire.on_noise = self._hello, self._noise
+        self.inner = Channels(self.wire, 1)
+        self.inner.on_control, self.inner.on_open, self.inner.on_text = self._control, self._open, self._text
+        self.ends, self.timers = {}, {}
+        self.process = self.line = self.result = self.failure = self.code = None
+        self.runs = self.unwanted = self.done = self.gone = self.over = False
+        self.before = self.noise = b""  # the last of standard output, until the far end has said hello
+        self.part, self.printed, self.last = b"", 0, b""  # a line so far; bytes; what is told in the end
+
+    # -- what the keeper's far end calls
+
+    def start(self, argv, count):
+        self.inner.control(do="start", kernel=1, argv=argv, listen=count)
+        try:
+            self.process = spawn_command(self.command, self.far.limits)
+        except OSError as error:
+            self.failure = "start", "{}: {}".format(login_shell(), error.strerror or error)
+            self._conclude()
+            return
+        self.out, self.err = self.process.stdout.fileno(), self.process.stderr.fileno()
+        for descriptor in (self.out, self.err):
+            os.set_blocking(descriptor, False)
+        self.loop.readers[self.out], self.loop.readers[self.err] = self._await, self._hear
+        self._tell("via", pid=self.process.pid)
+        try:
+            self.process.stdin.write(beyond_command())
+        except OSError:
+            pass  # it has ended: that is told in a moment
+
+    def hang_up(self):
+        """End the kernel; one that does not run yet never will."""
+        if self.unwanted or self.gone:
+            return
+        self.unwanted = True
+        if self.runs:
+            self.inner.control(do="hang up", kernel=1)
+            self._within("end", HANG_UP_SECONDS + 2, self._kill)
+        else:
+            self._kill()
+
+    def connect(self, stream, host, port):
+        join(stream, self.inner.open(1, {"host": host, "port": port}))
+
+    def say(self, text):
+        self._tell("said", text=printable(text)[:1000])
+
+    def reap(self):
+        """Look whether the command has ended."""
+        if self.process is None or self.gone or self.process.poll() is None:
+            return
+        self.gone = True
+        for name in list(self.timers):
+            self._disarm(name)
+        for _ in range(8):  # what it has left in its pipes, which do not hold more
+            self._hear()
+            if self.line is None:
+                self._await()
+            elif not self.line.closed:
+                self.line._read()
+        if self.line:
+            self.line.close()
+        for descriptor in (self.out, self.err):
+            self.loop.readers.pop(descriptor, None)
+        for pipe in (self.process.stdin, self.process.stdout, self.process.stderr):
+            pipe.close()
+        self._print((b"\n" + self.before if self.line is None else b"") + b"\n" + self.last)
+        if self._signal("SIGTERM"):  # what else it has started
+            self._within("kill", COMMAND_SECONDS, lambda: self._signal("SIGKILL"))
+            self._within("left", COMMAND_SECONDS + 2, self._conclude)
+            self._look_whether_gone()
+        else:
+            self._conclude()
+
+    def look_whether_over(self):
+        """The end is told when all that has come before it has been passed on."""
+        streams = self.channels.of(self.number)
+        if self.code is None or self.over or not (self.unwanted or all(stream.silent for stream in streams)):
+            return
+        self.over = True
+        self.channels.drop(self.number)
+        self.far.ended(self)
+
+    # -- what the command prints
+
+    def _await(self):
+        """Wait for the far end's first word."""
+        self.before += self._take(self.out)
+        at = self.before.find(READY)
+        if at < 0:
+            at = self.before.rfind(b"\n") + 1
+            self._print(self.before[:at])
+            self.before = self.before[at:][-TEXT_LIMIT:]
+            if self.printed > NOISE_LIMIT:
+                self._fail("noise", "")
+            return
+        self._print(self.before[:at] + b"\n")
+        if self.gone:
+            return
+        self._within("begin", BEGIN_SECONDS, lambda: self._fail("silent", ""))
+        self.wire.attach({"beyond": True}, before=bytes(globals()["sent"]), fresh=True)
+        self.line = Line(self.loop, self.wire, self.out, self.process.stdin.fileno(), self._broken)
+        self.line.feed(self.before[at + len(READY) :])
+
+    def _hear(self):
+        self._print(self._take(self.err))
+
+    def _take(self, descriptor):
+        """What there is to read."""
+        try:
+            data = os.read(descriptor, 65536)
+        except (BlockingIOError, InterruptedError):
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self.loop.readers.pop(descriptor, None)
+        return data
+
+    def _print(self, data):
+        """Pass on whole lines; of very much only the last one, in the end."""
+        self.printed += len(data)
+        lines = (self.part + data).replace(b"\r", b"\n").split(b"\n")
+        self.part = lines.pop()[-TEXT_TAIL:]
+        lines = [line for line in lines if line.strip()]
+        if lines and self.printed > TEXT_LIMIT and not self.gone:
+            self.last, lines = lines[-1][-TEXT_TAIL:] + b"\n", []
+        for line in lines:
+            self.say(line.decode("utf-8", "replace"))
+
+    # -- what the far end beyond says
+
+    def _noise(self, data):
+        self.noise = (self.noise + data)[-TEXT_TAIL:]
+        if READY in self.noise:
+            self._fail("twice", "")
+        self._print(data)
+
+    def _hello(self, facts):
+        if "error" in facts:
+            self._fail("altered", printable(facts.get("text")))
+            return
+        self._disarm("begin")
+        self.runs = True
+        told = {name: printable(facts.get(name) or "") for name in ("host", "pid", "python", "job")}
+        self._tell("node", **told)
+        self._within("quiet", SUSPENDED_SECONDS, self._look_whether_quiet)
+
+    def _look_whether_quiet(self):
+        left = SUSPENDED_SECONDS - (self.wire.clock() - self.wire.heard)
+        if left <= 0:
+            text = "nothing has come for {:.0f} s: the job is suspended, or its node down"
+            self.say(text.format(SUSPENDED_SECONDS - left))
+        self._within("quiet", max(left, 0.1) if left > 0 else 10 * SUSPENDED_SECONDS, self._look_whether_quiet)
+
+    def _control(self, message):
+        told, code = message.get("told"), message.get("code")
+        if told in ("ports", "started"):
+            self.channels.control(**dict(message, kernel=self.number))
+        elif told == "exit" and type(code) is int:
+            self.result = code
+        elif told == "stopped":
+            self.failure = self.failure or ("stopped", printable(message.get("text")))
+        elif told == "note":
+            self.say(message.get("text"))
+        elif told == "over":
+            self.done = True
+            self.loop.after(0, self._let_go)
+
+    def _open(self, stream, facts):
+        join(stream, self.channels.open(self.number, {"listener": facts.get("listener")}))
+
+    def _text(self, _, data):
+        self.channels.wire.send(TEXT, self.number, data)
+        self.channels.wire.flush()
+
+    def _broken(self, error):
+        """The line to the far end beyond is no more."""
+        if error.text == CLOSED:
+            self._within("end", COMMAND_SECONDS, self._kill)
+        else:
+            self._drain()
+            self._fail("twice" if "0x2d" in error.text else "altered", error.text)
+
+    # -- the end
+
+    def _let_go(self):
+        """The far end beyond has done; that its input ends tells it that this is known."""
+        if not self.gone:
+            self.line.close()
+            self._drain()
+            self.process.stdin.close()
+            self._within("end", HANG_UP_SECONDS, self._kill)
+
+    def _drain(self):
+        """Read on: a command that cannot write does not end."""
+        if not self.gone:
+            self.loop.readers[self.out] = lambda: self._take(self.out)
+
+    def _tell(self, told, **facts):
+        self.channels.control(told=told, kernel=self.number, **facts)
+
+    def _within(self, name, seconds, action):
+        self._disarm(name)
+        self.timers[name] = self.loop.after(seconds, action)
+
+    def _disarm(self, name):
+        self.loop.cancel(self.timers.pop(name, None))
+
+    def _fail(self, stage, text):
+        self.failure = self.failure or (stage, text)
+        self._kill()
+
+    def _kill(self):
+        """End the command."""
+        if not self.gone and "kill" not in self.timers:
+            self._signal("SIGTERM")
+            self._signal("SIGCONT")  # one that is stopped hears nothing
+            self._within("kill", COMMAND_SECONDS, lambda: self._signal("SIGKILL"))
+
+    def _signal(self, name):
+        """Returns whether anything is left of what the command has started."""
+        import signal
+
+        try:
+            os.killpg(self.process.pid, getattr(signal, name, 0))
+        except OSError:
+            return False
+        return True
+
+    def _look_whether_gone(self):
+        if self._signal("nothing"):
+            self._within("look", 0.1, self._look_whether_gone)
+        else:
+            self._conclude()
+
+    def _conclude(self):
+        """Nothing is left of the command: tell how it has ended."""
+        if self.code is not None:
+            return
+        for name in list(self.timers):
+            self._disarm(name)
+        self.gone, code = True, self.result
+        if self.unwanted:
+            code = 129 if code is None else code
+        elif self.failure or not self.done:
+            stage, text = self.failure or ("runs" if self.runs else "begun" if self.line else "before", "")
+            self._tell("failed", stage=stage, text=text, code=self.process and self.process.returncode)
+            code = 255
+        for stream in self.inner.of(1):  # what it has sent is still passed on
+            if not stream.got_finish:
+                stream.frame(FINISH, b"")
+        self._exited(255 if code is None else code)
+
+    def _exited(self, code):
+        self.code = code
+        self._tell("exit", code=code)
+        self.look_whether_over()
+
+
 # ------------------------------------------------------------------------------------------------- keeper
 
 FIRST_SECONDS = 60.0  # a session that nobody has ever used is given up then
 LAST_SECONDS = 30.0  # how long a session that is over waits for the near side to say that it has heard so
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - local to a machine, and there without a login
-NO_ANSWER, BAD_HELLO, NO_SESSION, ENDED = (
-    103,
-    104,
-    105,
-    106,
-)  # exit codes of the bootstrap; 101 and 102 are the shell's
+# Exit codes of the bootstrap; 101 and 102 are the shell's.
+NO_PYTHON, OLD_PYTHON, NO_ANSWER, BAD_HELLO, NO_SESSION, ENDED, TERMINAL = range(101, 108)
 
 
 def session_name(secret):
@@ -1946,29 +2275,37 @@ class Keeper:
                 pass  # others use it
 
 
-def keep(control, secret):
-    """Be the keeper of a session, to its end."""
+def catch_signals(loop, names, reap, stop):
+    """Have ``reap()`` called when a child has ended, and ``stop(text)`` when one of the signals has come."""
     import signal
 
-    loop = Loop()
     reader, writer = os.pipe()
     for descriptor in (reader, writer):
         os.set_blocking(descriptor, False)
     signal.set_wakeup_fd(writer)
     stopped = []
     signal.signal(signal.SIGCHLD, nothing)
-    signal.signal(signal.SIGTERM, lambda *_: stopped.append("ended by SIGTERM"))
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keeper = Keeper(loop, control, secret)
+    for name in names:
+        signal.signal(getattr(signal, name), lambda *_, name=name: stopped.append("ended by " + name))
 
     def wake():
         os.read(reader, 4096)
-        keeper.far.reap()
+        reap()
         if stopped:
-            keeper.stop(stopped.pop())
+            stop(stopped.pop())
 
     loop.readers[reader] = wake
+
+
+def keep(control, secret):
+    """Be the keeper of a session, to its end."""
+    import signal
+
+    loop = Loop()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keeper = Keeper(loop, control, secret)
+    catch_signals(loop, ["SIGTERM"], keeper.far.reap, keeper.stop)
     try:
         while not keeper.done:
             loop.step()
@@ -1979,7 +2316,96 @@ def keep(control, secret):
         keeper.close()
 
 
+def serve_beyond(facts):
+    """Be the far end beyond a command, for one kernel, to its end; returns the exit code.
+
+    It ends with its standard input: then the command, or the keeper, is no more.
+
+    :param facts: those of the keeper's hello
+    """
+    import signal
+
+    signal.alarm(0)
+    loop, over = Loop(), []
+    wire = Wire("far", patience=ORPHAN_SECONDS)
+
+    def done():
+        far.channels.control(told="over")
+        if line.closed:
+            over.append(True)
+        else:
+            loop.after(LAST_SECONDS, lambda: over.append(True))  # the keeper closes the input before
+
+    def lost(_):
+        far.end()
+        if far.over:
+            over.append(True)
+
+    def stop(text):
+        far.channels.control(told="stopped", text=text)
+        far.end()
+
+    far = Far(loop, wire, raise_limits(), done)
+    catch_signals(loop, ["SIGTERM", "SIGHUP", "SIGINT"], far.reap, stop)
+    own = {"host": socket.gethostname(), "pid": os.getpid(), "python": ".".join(map(str, sys.version_info[:3]))}
+    own["job"] = ([os.environ[name] for name in JOBS if os.environ.get(name)] + [""])[0]
+    wire.attach(own, other=facts)
+    line = Line(loop, wire, 0, 1, lost)
+    line.flush()
+    while not over:
+        loop.step()
+    return 0
+
+
 # ------------------------------------------------------------------------------------------------- bootstrap
+
+PYTHONS = (
+    "python3 /usr/bin/python3 /usr/local/bin/python3 /opt/homebrew/bin/python3 /usr/libexec/platform-python"
+    " python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 python3.7 python3.6"
+)
+
+# Neither quotes nor a backslash, a dollar, a backtick, an exclamation mark or a line break: this stands in double
+# quotes in single quotes, in a login shell that may be any. Standard input is read unbuffered, for what follows is
+# the keeper's, and until complete, for reads come up short on slow lines. An exception after that must not start
+# the next Python.
+FIRST = (
+    "import sys;sys.version_info<(3,6) and sys.exit(102);import os,zlib;sent=bytearray();"
+    "sys.excepthook=lambda*a:[sys.__excepthook__(*a),sys.stderr.flush(),os._exit(106)];"
+    "r=lambda n:list(iter(lambda:len(sent)<n and [sent.extend(os.read(0,n-len(sent)) or sys.exit(103))],False));"
+    "r(8);n=8+int(sent);r(n);exec(zlib.decompress(sent[8:]))"
+)
+
+# The same beyond a command, which may give it a terminal (srun -u does so for the output, and that one changes
+# nothing), or never say that nobody is there any more. That it is ready is said in a way that an echo of these
+# words does not.
+BEYOND = (
+    "import sys;sys.version_info<(3,6) and sys.exit(102);import os,signal;signal.alarm({seconds});"
+    "os.isatty(0) and sys.exit({terminal});"
+    "print();print('--tunnel-relay-'+'ready--',flush=True);"
+) + FIRST
+
+
+def find_python(program):
+    """What a shell runs: the program, by the first Python that takes it.
+
+    It ends with 101 where there is no Python 3, 102 where it is too old, else as :data:`STAGES` says.
+    """
+    return (
+        "c=101;for p in {};do command -v $p >/dev/null 2>&1||continue;"
+        '$p -SEsc "{}";r=$?;case $r in 102)c=102;;1|126|127);;*)exit $r;;esac;done;exit $c'
+    ).format(PYTHONS, program)
+
+
+def bootstrap_command():
+    """The command line for the login shell over there, be it sh, bash, zsh, csh, tcsh or fish."""
+    return "exec sh -c '{}'".format(find_python(FIRST))
+
+
+def beyond_command():
+    """What a shell beyond a command reads from its standard input. It has to outlive what it runs: when the first
+    process of a task ends, schedulers end all others at once, and nobody hears why."""
+    program = BEYOND.replace("{seconds}", str(BEGIN_SECONDS)).replace("{terminal}", str(TERMINAL))
+    return ("trap : HUP INT TERM;" + find_python(program) + "\n").encode("ascii")
 
 
 def refuse(descriptor, error, text):
@@ -2081,6 +2507,8 @@ def far_main():
     host = socket.gethostname()
     try:
         facts = read_hello(0, FIRST_SECONDS)
+        if facts.get("beyond"):
+            return serve_beyond(facts)
         secret = facts["session"]
         name = session_name(secret)
     except (WireError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -2112,41 +2540,15 @@ def far_main():
 # ------------------------------------------------------------------------------------------------- near end
 # What follows is not sent to the kernel machine.
 
-PYTHONS = (
-    "python3 /usr/bin/python3 /usr/local/bin/python3 /opt/homebrew/bin/python3 /usr/libexec/platform-python"
-    " python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 python3.7 python3.6"
-)
-
-# Neither quotes nor a backslash, a dollar, a backtick, an exclamation mark or a line break: this stands in double
-# quotes in single quotes, in a login shell that may be any. Standard input is read unbuffered, for what follows is
-# the keeper's, and until complete, for reads come up short on slow lines. An exception after that must not start
-# the next Python.
-FIRST = (
-    "import sys;sys.version_info<(3,6) and sys.exit(102);import os,zlib;b=bytearray();"
-    "sys.excepthook=lambda*a:[sys.__excepthook__(*a),sys.stderr.flush(),os._exit(106)];"
-    "r=lambda n:list(iter(lambda:len(b)<n and [b.extend(os.read(0,n-len(b)) or sys.exit(103))],False));"
-    "r(8);n=8+int(b);r(n);exec(zlib.decompress(b[8:]))"
-)
-
 STAGES = {
-    101: "no Python 3 was found there: the relay needs 3.6 or later, in the PATH of a login without a terminal",
-    102: "the Python 3 found there is older than 3.6, which the relay needs",
+    NO_PYTHON: "no Python 3 was found there: the relay needs 3.6 or later,"
+    " in the PATH of a login without a terminal",
+    OLD_PYTHON: "the Python 3 found there is older than 3.6, which the relay needs",
     NO_ANSWER: "the connection ended while the relay was being sent",
     BAD_HELLO: "what was sent to the relay arrived altered, or not at all",
     NO_SESSION: "the session that the relay was asked for is not there",
     ENDED: "the relay was ended over there, or a defect stopped it",
 }
-
-
-def bootstrap_command():
-    """The command line for the login shell over there, be it sh, bash, zsh, csh, tcsh or fish.
-
-    It ends with 101 where there is no Python 3, 102 where it is too old, else as :data:`STAGES` says.
-    """
-    return (
-        "exec sh -c 'c=101;for p in {};do command -v $p >/dev/null 2>&1||continue;"
-        '$p -SEsc "{}";r=$?;case $r in 102)c=102;;1|126|127);;*)exit $r;;esac;done;exit $c\''
-    ).format(PYTHONS, FIRST)
 
 
 def sent_source(path=None):
@@ -2209,6 +2611,7 @@ class Near:
     - ``on_ports(kernel, ports)``: what is listened on over there
     - ``on_started(kernel)``: the program runs
     - ``on_text(kernel, text)``: what it prints
+    - ``on_job(kernel, message)``: what a :class:`Job` tells of its command
     - ``on_open(kernel, listener, end)``: it has connected to the port at that position
     - ``on_exit(kernel, code)``: it has ended; data may still be on the way
     - ``on_arrived(kernel)``: all its data has arrived here
@@ -2228,6 +2631,7 @@ class Near:
         self.wire.on_hello, self.wire.on_noise = self._hello, self._noise
         self.on_noise = self.on_attached = self.on_note = self.on_ports = self.on_started = self.on_text = nothing
         self.on_open = self.on_exit = self.on_arrived = self.on_ended = self.on_lost = self.on_over = nothing
+        self.on_job = nothing
         self.kernels, self.codes = set(), {}  # those that have not ended; exit codes, while there is data left
         self.unwanted, self.finished = set(), False
         self.count, self.tries, self.host, self.line, self.over = 0, 0, None, None, False
@@ -2273,16 +2677,17 @@ class Near:
             self.wire.probe()
             self.line.flush()
 
-    def start(self, argv, listen):
+    def start(self, argv, listen, via=None):
         """Start a kernel.
 
         :param argv: its command; ``{0}`` to ``{5}`` in its words stand for the ports that are listened on there
         :param listen: how many ports: 2 for the main link, 6 with those of links that the front end listens for
+        :param via: the command through which it runs, if any
         :returns: its number
         """
         self.count += 1
         self.kernels.add(self.count)
-        self.channels.control(do="start", kernel=self.count, argv=argv, listen=listen)
+        self.channels.control(do="start", kernel=self.count, argv=argv, listen=listen, via=via)
         return self.count
 
     def open(self, kernel, host, port):
@@ -2355,6 +2760,8 @@ class Near:
             self.on_ports(kernel, ports)
         elif told == "started":
             self.on_started(kernel)
+        elif told in ("via", "said", "node", "failed"):
+            self.on_job(kernel, message)
         elif told in ("exit", "ended") and type(code) is int:
             if told == "exit":
                 self.on_exit(kernel, code)
@@ -2409,6 +2816,7 @@ PAUSES = (0, 0.5, 1, 2, 4, 8, 10)  # seconds before each attempt to come back; t
 SETTLED_SECONDS = 5  # a connection that lasted longer is tried again at once
 ASKING_SECONDS = 60  # the same for a login that was refused: servers shut out whoever tries too often
 LEAVE_SECONDS = 2.0  # for the last words of a launcher that was told to end
+FRONT_END_SECONDS = 1.0  # how often to look whether there is still a front end, until its kernel connects
 
 
 class NoForwards:
@@ -2441,8 +2849,10 @@ class Served:
         self.is_over = self.delivered = False
         self.begin = time.monotonic()
         self.printed, self.timers = [], {}
+        self.said, self.failure, self.gone = [], "", False  # of a command; why it failed; of the front end
         words = tunnel.kernel_words(request.kernel, request.role, LINK)
-        self.number = self.near.start([request.kernel.path] + words, 6 if request.callback else 2)
+        count = 6 if request.callback else 2
+        self.number = self.near.start([request.kernel.path] + words, count, request.via)
         session.kernels[self.number] = self
         self.way = tunnel.Forwards(self.loop, 0, 4 if request.inward else 0)
         self.way.open = lambda host, port, done: done(self.near.open(self.number, host, port))
@@ -2469,6 +2879,42 @@ class Served:
             self.tunnel.keep(self.printed, line)
             self.log.quote("kernel", line)
 
+    def job(self, message):
+        """What is told of the command through which the kernel runs."""
+        told, text = message.get("told"), printable(message.get("text") or "")
+        if told == "said":
+            self.tunnel.keep(self.said, text)
+            self.log.quote("via", text)
+        elif told == "failed":
+            self.failure = explain_job(self.request.via, message, self.said)
+        elif told == "via":
+            self._step("via", "{}, process {}".format(self.request.via, message.get("pid")))
+            self._look_for_front_end()
+        else:
+            words = [printable(message.get(name) or "") for name in ("python", "pid", "host", "job")]
+            text = "Python {}, process {} on {}".format(*words) + (", job " + words[3] if words[3] else "")
+            self._step("node", text)
+            if self.session.launch.check:
+                self.session.launch.current.expect_kernel()
+
+    def _step(self, name, text):
+        if self.session.launch.check:
+            self.session.launch.step(name, text)
+        else:
+            self.log.write("{:.2f} s: {}: {}".format(self.seconds, name, text))
+
+    def _look_for_front_end(self):
+        """While a job waits in its queue nothing connects to the front end, which may have gone meanwhile."""
+        link = self.request.link
+        if self.board and self.board.connected:
+            return
+        if self.tunnel.is_deserted(link.data_host, link.data_port):
+            self.log.write("the front end has closed the main link: nothing is run for it any more")
+            self.gone = True
+            self.near.hang_up(self.number)
+        else:
+            self._within("front end", FRONT_END_SECONDS, self._look_for_front_end)
+
     def _connected(self):
         self._disarm("connect")
         self.log.write("the kernel has called back after {:.1f} s".format(self.seconds))
@@ -2486,8 +2932,8 @@ class Served:
 
     def exited(self, code):
         """The kernel has ended; what it has sent may still be on its way."""
-        self._disarm("lost")
-        self._disarm("connect")
+        for name in ("lost", "connect", "front end"):
+            self._disarm(name)
 
     def arrived(self):
         """All that the kernel has sent has arrived here: now the front end has to take it, or to give it up."""
@@ -2509,7 +2955,7 @@ class Served:
             self._over()
 
     def _over(self):
-        connected = bool(self.board and self.board.connected)
+        connected = self.gone or bool(self.board and self.board.connected)
         self.close()
         self.on_over(self.code, connected)
 
@@ -2561,6 +3007,7 @@ class Session:
         near.on_ports = lambda kernel, ports: self.kernels[kernel].listening(ports)
         near.on_started = lambda kernel: self.kernels[kernel].on_started()
         near.on_text = lambda kernel, text: self.kernels[kernel].text(text)
+        near.on_job = lambda kernel, message: self.kernels[kernel].job(message)
         near.on_open = self._open
         near.on_exit = lambda kernel, code: self.kernels[kernel].exited(code)
         near.on_arrived = lambda kernel: self.kernels[kernel].arrived()
@@ -2806,10 +3253,10 @@ class Hub:
         import copy
 
         try:
-            link, path, links, log = text.decode("utf-8", "surrogateescape")[:-1].split("\0")
+            link, path, links, log, via = text.decode("utf-8", "surrogateescape")[:-1].split("\0")
             request = copy.copy(self.work.request)
             request.link, request.links = self.tunnel.LinkName.parse(link), links
-            request.kernel = self.tunnel.Kernel(path)
+            request.kernel, request.via = self.tunnel.Kernel(path), via or None
         except (ValueError, self.tunnel.Fatal):
             self._drop(caller)
             return
@@ -2833,11 +3280,10 @@ class Hub:
             self.work.died = ""
 
         def over(code, connected):
-            if connected:
+            if connected and not served[0].failure:
                 log.write("the kernel has ended after {:.0f} s with exit code {}".format(served[0].seconds, code))
             else:
-                facts = ended_kernel(self.tunnel, code, served[0].printed)
-                text = self.tunnel.explain(self.work, facts, None, request)
+                text = explain_end(self.tunnel, self.work, served[0], code, request)
                 log.write(text)
                 if teller.told:
                     self.work.remember_death(text, request)
@@ -2894,14 +3340,80 @@ def ended_kernel(tunnel, code, printed):
     return facts
 
 
+def explain_end(tunnel, work, served, code, request=None):
+    """One line on a kernel that has ended before it connected, or with the command through which it ran."""
+    if served.failure:
+        request = request or work.request
+        return "launching {} on {}: {}".format(request.role, request.destination, served.failure)
+    return tunnel.explain(work, ended_kernel(tunnel, code, served.printed), None, request)
+
+
+# What schedulers print, and what that means.
+JOB_ENDS = (
+    ("TIME LIMIT", "the job's time limit is over"),
+    ("PREEMPT", "the job was preempted"),
+    ("NODE FAIL", "the node has failed"),
+    ("OOM|OUT OF MEMORY", "the job has taken more memory than it may"),
+    ("CANCELLED|REVOKED|FORCE TERMINATED", "the job was cancelled"),
+)
+JOB_STAGES = {
+    "start": "the login shell there cannot be run",
+    "before": "it ended{code} before the relay ran through it",
+    "begun": "it ended{code} while the relay was being sent through it",
+    "runs": "it ended{code}, and the kernel with it",
+    "stopped": "the kernel's end was asked for from there",
+    "silent": "the relay was sent through it, and has not answered; it has to pass standard input on",
+    "noise": "it prints without end on standard output",
+    "twice": "it runs the relay more than once; have it run one task, as srun does with -n1",
+    "altered": "it changes what passes, or prints on standard output while the kernel runs",
+}
+JOB_CODES = {
+    126: "it cannot be run",
+    127: "there is no such command",
+    NO_PYTHON: "no Python 3 was found where it leads: the relay needs 3.6 or later there",
+    OLD_PYTHON: "the Python 3 where it leads is older than 3.6, which the relay needs",
+    NO_ANSWER: "its standard input ended while the relay was being sent; it has to pass standard input on",
+    BAD_HELLO: "what was sent through it arrived altered, or not at all",
+    ENDED: "what was sent through it arrived altered, or a defect stopped the relay there",
+    TERMINAL: "it gives the relay a terminal, which changes what passes; leave out --pty, -t or what asks for it",
+}
+
+
+def explain_job(command, message, said):
+    """One line on a command that has ended before the kernel: the stage, and what it has said.
+
+    :param message: what was told of it
+    :param said: the lines that it has printed
+    """
+    import re
+
+    stage, code, text = message.get("stage"), message.get("code"), printable(message.get("text") or "")
+    line, why = (said or [""])[-1], None
+    for pattern, meaning in JOB_ENDS if stage in ("before", "begun", "runs", "stopped") else ():
+        found = [each for each in said if re.search(pattern, each, re.IGNORECASE)]
+        if found and why is None:
+            line, why = found[-1], meaning
+    if why is None and stage in ("before", "begun"):
+        why = JOB_CODES.get(code)
+    ending = " by signal {}".format(-code) if type(code) is int and code < 0 else " with exit code {}".format(code)
+    why = why or JOB_STAGES.get(stage, "it failed{code}").format(code=ending)
+    about = "; ".join([each for each in (text, line) if each]) or "it said nothing"
+    return "--via {}: {} ({})".format(command, why, about)
+
+
 def preview(tunnel, request):
     """What ``--dry-run`` says of a relay."""
     words = tunnel.kernel_words(request.kernel, request.role, LINK)
     return (
         "sent over standard input: {} bytes, the compressed source of the relay, then its messages\n"
+        "{}"
         "run there: {}\n"
         "link name for the kernel: its ports are chosen over there\n"
-    ).format(len(sent_source()), tunnel.printable([request.kernel.path] + words))
+    ).format(
+        len(sent_source()),
+        "the relay is run by the login shell there through: {} sh\n".format(request.via) if request.via else "",
+        tunnel.printable([request.kernel.path] + words),
+    )
 
 
 def many_files(work):
@@ -2948,7 +3460,7 @@ def launch(tunnel, work, settings, listener=None, path=None):
         last = session.run(settings)
         while any(each.delivery for each in session.kernels.values()) and not work.signal:
             work.loop.step()  # a front end that is busy has not got everything yet
-        return verdict(tunnel, work, session, last, outcome and outcome[0] + (served.printed,))
+        return verdict(tunnel, work, session, last, outcome and outcome[0] + (served,))
     except tunnel.Fatal as error:
         if hub:
             hub.fail(error.code, error.text)
@@ -2968,7 +3480,7 @@ def verdict(tunnel, work, session, last, outcome):
     """The exit code of a session that is over.
 
     :param last: facts and settings of its only connection, where that has failed
-    :param outcome: exit code of its only kernel, whether that had connected, and what it had printed
+    :param outcome: exit code of its only kernel, whether that had connected, and the kernel
     :raises tunnel.Fatal: it has failed
     """
     if work.signal:
@@ -2988,11 +3500,11 @@ def verdict(tunnel, work, session, last, outcome):
         facts.stopped_by = "no kernel"
         raise tunnel.Fatal(tunnel.explain(work, facts, None), 255)
     if outcome:
-        code, connected, printed = outcome
-        if connected:
+        code, connected, served = outcome
+        if connected and not served.failure:
             work.log.write("the kernel has ended after {:.0f} s with exit code {}".format(work.seconds, code))
             return code
-        text = tunnel.explain(work, ended_kernel(tunnel, code, printed), None)
+        text = explain_end(tunnel, work, served, code)
         if work.teller.told:
             work.remember_death(text, work.request)
         raise tunnel.Fatal(text, code or 1)

@@ -30,6 +30,8 @@ LEFT_ALONE = {
     "plink john@host.example.com /usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel": "the same",
     "module show mathematica": "a cluster's environment modules",
     "which WolframKernel math": "finds a kernel where there is one",
+    "module load mathematica; srun ...": "a line for --via, on a cluster",
+    "module load mathematica; srun -n1 -u -c 8": "the same",
     "loginctl enable-linger": "changes a machine that has systemd",
     "qsub -I": "a scheduler's",
     "sudo apt-get install openssh-client": "installs; tests/run.py does it in its own way",
@@ -58,7 +60,7 @@ def parse_check(command):
     words = shlex.split(command.partition("tunnel.")[2])[1:]
     request = tunnel.parse_arguments(tunnel.CONTROLLER, words)
     assert request.check
-    assert request.relay == (tunnel.RELAY_MINUTES if "--relay" in words else None)
+    assert request.relay == (tunnel.RELAY_MINUTES if {"--relay", "--via"} & set(words) else None)
     script = command.partition(" --check")[0].split(" ")[-1]
     assert os.path.exists(os.path.join(rig.LAUNCHERS, "tunnel.py"))
     assert script == "tunnel.py" or script.endswith("FrontEnd/tunnel.sh")
@@ -114,7 +116,13 @@ def run_version(command):
     subprocess.check_call([sys.executable] + shlex.split(command)[1:])
 
 
+def parse_via(command):
+    request = tunnel.parse_arguments(tunnel.CONTROLLER, shlex.split(command) + ["host", "/k/10.1/math", LINK])
+    assert request.via and request.relay == tunnel.RELAY_MINUTES
+
+
 HANDLERS = (
+    (r'--via "', parse_via),
     (r'"`userbaseDirectory`', parse_launch),
     (r"(?:python3 tunnel\.py|\S+/tunnel\.sh|env .*/tunnel\.sh) --check ", parse_check),
     (r"(?:(?:sudo )?python3 )?install\.py(?: |$)", parse_install),
@@ -243,6 +251,7 @@ def test_the_options_of_both_functions_are_in_the_manual():
     first, second = ({row[0].strip('`"') for row in docs.tables(text)[0][1:]} for text in (kernels, computing))
     assert first == options_of("SetupTunnelKernelConfiguration")
     assert first | second == options_of("RemoteMachineTunnel")
+    assert first | second == options_of("LaunchTunnelKernels") | {"KernelSpeed"}
     usage = docs.text_of("tunnel.m").partition("(* -- messages *)")[0]
     for name in first | second:
         assert usage.count('\\"{}\\"'.format(name)) >= (1 if name in second else 2), name
@@ -357,6 +366,7 @@ HANG_UP = tunnel_relay.HANG_UP_SECONDS
         ("5 s; a silent network {} s |", [SILENT]),
         ("last kernel on a shared connection | the connection | {} s |", [tunnel.SHARE_SECONDS]),
         ("relay, and the process here | {} s |", [tunnel.SHARE_SECONDS]),
+        ("while the job waits | the job, at once | {:.0f} s |", [1 + tunnel_relay.FRONT_END_SECONDS]),
         ("at once and then every {} s, for {} min | noticed within {:.0f} s |",
          [tunnel_relay.PAUSES[-1], tunnel.RELAY_MINUTES, tunnel_relay.DEAD_SECONDS]),
         ("how long it waits for a lost connection ({}; 0: not at all)", [tunnel.RELAY_MINUTES]),
@@ -382,6 +392,11 @@ def test_times_in_the_readme_are_those_of_the_code(phrase, numbers):
         ("a network goes silent | noticed within {:.0f} s |", [tunnel_relay.DEAD_SECONDS]),
         ("if it has not ended after {:.0f} s; SIGKILL {:.0f} s later", [tunnel.LOST_SECONDS, HANG_UP]),
         ("the kernel is hung up on; SIGKILL after {:.0f} s", [HANG_UP]),
+        ("the kernel is hung up on; SIGKILL after {:.0f} s; COMMAND ends with it", [HANG_UP]),
+        ("with SIGKILL after {:.0f} s, and what else", [tunnel_relay.COMMAND_SECONDS]),
+        ("nothing comes from the kernel's machine for {:.0f} s", [tunnel_relay.SUSPENDED_SECONDS]),
+        ("when none comes within {} s", [tunnel_relay.BEGIN_SECONDS]),
+        ("A COMMAND has at most {} characters", [tunnel.VIA_LENGTH]),
         ("nobody ever comes, after the login | the relay ends after {:.0f} s |", [tunnel_relay.FIRST_SECONDS]),
         ("`-o ConnectTimeout=60` waits longer than {} s", [tunnel.CONNECT_SECONDS]),
         ("given up after {} s, noticed within {} s", [tunnel.CONNECT_SECONDS, SILENT]),

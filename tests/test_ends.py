@@ -179,9 +179,9 @@ def test_every_byte_arrives_over_a_slow_network(desk, machine, users):
 
 
 def test_every_byte_arrives_at_a_front_end_that_goes_on_writing(desk, machine, users):
-    """What it writes can no longer be delivered; that is no reason to give up what comes from the kernel. What is on
-    its way when a kernel ends is: the kernel's own system drops what it has not sent yet when data comes for a
-    process that has gone, as it does without a tunnel."""
+    """What it writes can no longer be delivered; that is no reason to give up what comes from the kernel. Only
+    what is on its way to a kernel when that ends does harm: the kernel's own system then drops what it has not
+    sent yet, as it does without a tunnel."""
     ends = launch_all(desk, machine, LAUNCHES, users, receive_buffer=SMALL)
     for end in ends:
         end.tell(b"!flood %d\n" % FLOOD)

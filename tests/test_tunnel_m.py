@@ -22,13 +22,26 @@ System`Listen; System`$MachineAddresses; System`$FrontEnd; System`FrontEndObject
 System`KernelSpeed; System`SystemInformation; System`$MachineID;
 $MachineID = "1234";
 SystemInformation["FrontEnd", name_] := frontEnd[name];
-Unprotect[$UserBaseDirectory, $VersionNumber, $Packages, $CommandLine];
+Unprotect[Pause, $UserBaseDirectory, $VersionNumber, $Packages, $CommandLine];
 $UserBaseDirectory = "@BASE@";
 $VersionNumber = 10.1;
+Pause[_] := Null;
 evaluators = {"Local" -> {"AutoStartOnLaunch" -> True}};
 created = {};
 LinkCreate[name_String, rules___] := (AppendTo[created, {name, rules}]; LinkObject[name, 1, 1]);
 LinkCreate[rules___] := (AppendTo[created, {rules}]; LinkObject["automatic", 1, 1]);
+System`LinkClose; System`StartProcess; System`ProcessStatus; System`ProcessInformation; System`ProcessConnection;
+System`ReadString; System`LaunchKernels;
+(* Launchers, each of which runs for as many looks as its number says; "bad" hosts fail. *)
+processes = {}; looks = {}; closed = {};
+StartProcess[words_List] := (AppendTo[processes, words]; AppendTo[looks, Length[processes]]; process[Length[processes]]);
+ProcessStatus[process[n_]] := If[(looks[[n]] = looks[[n]] - 1) < 0, "Finished", "Running"];
+failedQ[n_] := MemberQ[processes[[n]], "bad"] && n > 1;
+ProcessInformation[process[n_], "ExitCode"] := If[looks[[n]] >= 0, "too soon", If[failedQ[n], 255, 0]];
+ProcessConnection[process[n_], "StandardError"] := n;
+ReadString[n_Integer] := "tunnel: number " <> ToString[n] <> "\n";
+LinkClose[link_] := AppendTo[closed, link];
+LaunchKernels[links_List] := {"launched", Length[links], If[Min[looks] < 0 && Max[looks] < 0, "in time", "too soon"]};
 MathLink`CreateFrontEndLinkProtocol[] := "SharedMemory";
 MathLink`LinkSetPrintFullSymbols[link_, True] := (fullSymbols = link);
 MathLink`CreateFrontEndLink[] := "built in";
@@ -86,6 +99,10 @@ login[rules___] := "LoginScript" /. Last[SetupTunnelKernelConfiguration["R", "ho
 Do[case[{"relay", minutes}, login["Relay" -> minutes]], {minutes, {True, False, 0, 90, 99999}}];
 case["relay by a symbol", login[Relay -> True]];
 case["no relay", login[]];
+Do[case[{"via", text}, login["Via" -> text]], {text, {None, "srun -n1 -u", "a $B 'c' \\d"}}];
+case["via and relay", login["Via" -> "srun", "Relay" -> 5]];
+noCommands = {"", " ", 7, True, "a\nb", "a\"b", "a`b"};
+Do[case[{"bad via", text}, SetupTunnelKernelConfiguration["n", "h", "Via" -> text]], {text, noCommands}];
 
 Scan[case[{"bad name", #}, SetupTunnelKernelConfiguration[#, "host"]] &, {"", "  ", 7}];
 bad = {"", "@", "a@", "@host", "-x", "a@-x", "host:", "host:0", "host:70000", "host:x", "ho st", "a\"b", "[::1", "john:secret@", 7};
@@ -111,6 +128,17 @@ case["relay of one", RemoteMachineTunnel["host", 1, "Relay" -> True][[2]]];
 case["relay of many", RemoteMachineTunnel["host", 8, "Relay" -> 90][[2]]];
 case["relay of many, each its own", RemoteMachineTunnel["host", 8, "Relay" -> True, "ShareConnection" -> False][[2]]];
 case["no relay of many", RemoteMachineTunnel["host", 8, "Relay" -> False][[2]]];
+case["via of many", RemoteMachineTunnel["host", 8, "Via" -> "srun -c 1"][[2]]];
+launched[rules___] := (processes = {}; looks = {}; closed = {}; created = {}; LaunchTunnelKernels[rules]);
+case["launched", launched["host", 3, "Via" -> "srun $X", "KernelPath" -> "/k"]];
+case["launchers", {processes, created}];
+case["launched one", launched["host", "Relay" -> 7, "KernelPath" -> "/k"]];
+case["launcher of one", processes];
+case["launched in part", launched["bad", 3]];
+case["closed", Length[closed]];
+case["launched none", (failedQ[_] = True; launched["bad", 2])]; failedQ[_] = .;
+Scan[case[{"bad launch", #}, launched @@ #] &, {{""}, {"h", 0}, {"h", 1, "Via" -> 3}, {"h", 1, "KernelSpeed" -> 2}}];
+case["nothing launched", processes];
 case["machine", First /@ {RemoteMachineTunnel["a@[::1]:22"], RemoteMachineTunnel["a@fe80::1"], RemoteMachineTunnel["10.1.2.3:22"]}];
 case["bad count", RemoteMachineTunnel["host", 0]];
 case["bad speed", RemoteMachineTunnel["host", 1, "KernelSpeed" -> -1]];
@@ -119,6 +147,8 @@ case["unknown option", RemoteMachineTunnel["host", 1, "Speed" -> 7]];
 @DOCUMENTS@
 MathLink`Tunnel`Private`ownSystem[] := "Windows";
 case["on windows", RemoteMachineTunnel["host", 2][[2]]];
+case["via on windows", RemoteMachineTunnel["host", 2, "Via" -> "a $B c"][[2]]];
+case["bad via on windows", RemoteMachineTunnel["host", 2, "Via" -> "a %B"]];
 case["relay on windows", RemoteMachineTunnel["host", 2, "Relay" -> 90][[2]]];
 MathLink`Tunnel`Private`ownSystem[] := "Unix"; Unprotect[$UserBaseDirectory]; $UserBaseDirectory = "/nowhere";
 case["scripts missing", Head[SetupTunnelKernelConfiguration["m", "host"]]];
@@ -325,6 +355,49 @@ def test_many_compute_kernels_share_a_relay_where_the_system_can(cases):
     assert script + r" --relay \"host\" " in value(cases, "relay of many, each its own")
     assert script + r" --share \"host\" " in value(cases, "no relay of many")
     assert r"tunnel_sub.bat\" --relay=90 \"host\" " in value(cases, "relay on windows")
+
+
+def test_a_command_is_quoted_for_the_shell_of_the_front_end(cases):
+    assert r"tunnel.sh\" \"host\" " in cases["{via, None}"][1]
+    assert r"tunnel.sh\" --via \"srun -n1 -u\" \"host\" " in cases["{via, srun -n1 -u}"][1]
+    (name,) = [name for name in cases if name.startswith("{via, a")]
+    assert r"tunnel.sh\" --via \"a \\$B 'c' \\\\d\" \"host\" " in cases[name][1]
+    assert r"tunnel.sh\" --relay=5 --via \"srun\" \"host\" " in cases["via and relay"][1]
+    assert r"tunnel_sub.sh\" --share --via \"srun -c 1\" \"host\" " in value(cases, "via of many")
+    assert r"tunnel_sub.bat\" --via \"a $B c\" \"host\" " in value(cases, "via on windows")
+
+
+def test_a_bad_command_is_complained_about(cases):
+    names = [name for name in cases if name.startswith("{bad via")]
+    assert len(names) == 7
+    for name in names:
+        assert cases[name][0].startswith("SetupTunnelKernelConfiguration::via: "), cases[name]
+        assert cases[name][1] == "$Failed"
+    assert cases["bad via on windows"][0].startswith("RemoteMachineTunnel::via: ")
+
+
+def test_all_launchers_run_at_once_and_each_is_waited_for(cases):
+    assert value(cases, "launched") == '{"launched", 3, "in time"}'
+    found = value(cases, "launchers")
+    assert found.count('FrontEnd/tunnel_sub.sh", "--share", "--via", "srun $X", "host", "/k", "automatic"}') == 3
+    assert found.count('{LinkMode -> Listen, LinkProtocol -> "TCPIP", LinkHost -> "127.0.0.1"}') == 3
+    assert value(cases, "launched one") == '{"launched", 1, "in time"}'
+    assert 'FrontEnd/tunnel_sub.sh", "--relay=7", "host", "/k", "automatic"}' in value(cases, "launcher of one")
+
+
+def test_launchers_that_fail_cost_their_own_kernel_only(cases):
+    said, result = cases["launched in part"]
+    assert said.startswith("LaunchTunnelKernels::failed: Of 3 kernels 2 could not be launched")
+    assert "tunnel: number 2" in said
+    assert result == '{"launched", 1, "in time"}'
+    assert value(cases, "closed") == "2"
+    assert cases["launched none"][1] == "$Failed"
+
+
+def test_a_bad_launch_starts_nothing(cases):
+    said = [cases[name][0].partition(": ")[0] for name in cases if name.startswith("{bad launch")]
+    assert said == ["LaunchTunnelKernels::" + tag for tag in ("host", "count", "via", "option")]
+    assert value(cases, "nothing launched") == "{}"
 
 
 def test_a_bad_relay_is_complained_about(cases):
