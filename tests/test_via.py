@@ -99,16 +99,31 @@ def test_a_far_end_that_is_killed_takes_its_kernel_along(desk, machine):
     ends_with(end, "--via nice: it ended with exit code 137, and the kernel with it (")
 
 
+def stop_keeper(machine):
+    """The relay on the login node does nothing any more, until it gets a SIGCONT; returns its process id."""
+    (pid,) = [pid for pid in machine.pids() if relay_rig.is_keeper(pid)]
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
 def test_a_far_end_that_nobody_talks_to_ends(desk, machine):
     alter(desk, ORPHAN_SECONDS=1, PING_SECONDS=0.3)
     end = running(desk, machine, "nice")
-    for pid in machine.pids():
-        if relay_rig.is_keeper(pid):
-            os.kill(pid, signal.SIGSTOP)
-            keeper = pid
+    pid = stop_keeper(machine)
     rig.wait_until(lambda: not machine.kernels(), 10, "the end of the kernel")
-    os.kill(keeper, signal.SIGCONT)
+    os.kill(pid, signal.SIGCONT)
     ends_with(end, "--via nice: it ended with exit code 0, and the kernel with it (")
+
+
+def test_a_far_end_that_gets_no_source_ends(desk, machine):
+    alter(desk, BEGIN_SECONDS=1)
+    end = via(desk, machine, "sleep 1; nice")
+    logged(desk, "s: via: sleep 1; nice")
+    pid = stop_keeper(machine)
+    rig.wait_until(lambda: beyond(machine), 10, "the far end")
+    rig.wait_until(lambda: not beyond(machine), 10, "its end")
+    os.kill(pid, signal.SIGCONT)
+    ends_with(end, "while the relay was being sent through it (")
 
 
 def test_a_signal_at_any_moment_of_a_launch_ends_it(desk, machine):
