@@ -1775,6 +1775,31 @@ class Loop:
                 timer[2]()
 
 
+class Timers:
+    """Timers with names, of which each runs once at a time."""
+
+    def __init__(self, loop):
+        self.loop, self.running = loop, {}
+
+    def __contains__(self, name):
+        return name in self.running
+
+    def within(self, name, seconds, action):
+        """Have ``action()`` called unless the timer is disarmed, or set again, before."""
+        self.disarm(name)
+
+        def act():
+            del self.running[name]
+            action()
+
+        self.running[name] = self.loop.after(seconds, act)
+
+    def disarm(self, *names):
+        """Stop timers; without names, all."""
+        for name in names or list(self.running):
+            self.loop.cancel(self.running.pop(name, None))
+
+
 class Lines:
     """Takes output in pieces and hands it on in lines.
 
@@ -1999,6 +2024,40 @@ def write_all(pipe, data):
     pipe.flush()
 
 
+def catch_signals(loop, on_signal):
+    """Have ``on_signal`` called for what asks this process to end, and ``loop`` wake up for it and for the end of
+    any child.
+
+    :returns: what has to be kept for as long as that shall go on
+    """
+    import signal
+
+    if WINDOWS:
+        import socket
+
+        near, far = socket.socketpair()
+        far.setblocking(False)
+        read, wakeup = near.recv, far.fileno()
+    else:
+        near, far = os.pipe()
+        os.set_blocking(near, False)
+        os.set_blocking(far, False)
+        wakeup = far
+
+        def read(size):
+            return os.read(near, size)
+
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakeup)
+    loop.readers[near] = lambda: read(512)
+    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
+        number = getattr(signal, name, None)
+        if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+            continue  # nohup means it
+        signal.signal(number, on_signal)
+    return near, far
+
+
 def join_windows_job():
     """Put this process, and so all that it starts, into a job that ends with it, however it ends.
 
@@ -2066,22 +2125,6 @@ def accept(listener):
     connection = _socket.socket(listener.family, listener.type, listener.proto, descriptor)
     connection.setblocking(False)
     return connection
-
-
-def call_hub(path):
-    """A connection to the process that runs the kernels of a destination; None where there is none."""
-    import _socket
-
-    if not path or not os.path.exists(path):
-        return None
-    caller = _socket.socket(_socket.AF_UNIX)
-    caller.settimeout(LOGIN_SECONDS)
-    try:
-        caller.connect(path)
-    except OSError:
-        caller.close()
-        return None
-    return caller
 
 
 def dial(loop, host, port, done, seconds=5):
@@ -2833,6 +2876,30 @@ def ask_password(prompt):
     return 0 if answer else 1
 
 
+def memory_path(request, program, log):
+    """Where this destination is remembered; None where there is no private folder."""
+    import zlib
+
+    there = request.destination
+    words = [program, str(there.user), there.host, str(there.port)]
+    words += ["{}={}".format(*option) for option in request.options]
+    name = "{:08x}".format(zlib.crc32("\0".join(words).encode("utf-8", "surrogateescape")))
+    try:
+        return os.path.join(private_folder(os.environ), name)
+    except OSError as error:
+        log.write("nothing is remembered from launch to launch: {}".format(error))
+        return None
+
+
+def share_path(path):
+    """Where control sockets can be: ssh takes 104 characters, adds 17 while it makes one, and reads more
+    into some characters."""
+    plain = not path.strip("/._-+,@=" + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
+    if len(path) > 78 or not plain:
+        path = os.path.join(private_folder({}), os.path.basename(path))
+    return path
+
+
 class Memory:
     """What launches to one destination tell later ones: lines of a key and a value, in a private file.
 
@@ -3146,6 +3213,78 @@ class LogPipe:
             remove_if_there(self.path)
 
 
+class PlinkPassword:
+    """How plink gets a password: from a descriptor, or, on Windows, from a file that is removed as soon as it has
+    been read. ``words`` are its arguments, ``inherit`` the descriptors that it has to have."""
+
+    def __init__(self, password):
+        self.words, self.inherit, self.path = (), (), None
+        if not password:
+            return
+        data = password.encode("utf-8", "surrogateescape") + b"\n"
+        if WINDOWS:
+            import tempfile
+
+            descriptor, self.path = tempfile.mkstemp(prefix="tunnel-")
+            os.write(descriptor, data)
+            os.close(descriptor)
+            self.words = ("-pwfile", self.path)
+        else:
+            reader, writer = os.pipe()
+            os.write(writer, data)
+            os.close(writer)
+            self.words, self.inherit = ("-pwfile", "/dev/fd/{}".format(reader)), (reader,)
+
+    def remove(self):
+        """Take the file away; where plink has it open still, on Windows, the next call does."""
+        if self.path:
+            try:
+                os.remove(self.path)
+                self.path = None
+            except OSError:
+                pass
+
+
+class Transcript:
+    """Sorts what a client's streams bring by who says it: the client, servers and jump hosts, the kernel. Keeps
+    the last of each in the facts, logs it, and hands on what means something.
+
+    :param on_event: called with an event, or None, and its line
+    :param separate: whether the client's own words come through a pipe of their own
+    """
+
+    def __init__(self, dialect, facts, log, separate, on_event):
+        self.dialect, self.facts, self.log, self.separate, self.on_event = dialect, facts, log, separate, on_event
+
+    def client(self, line):
+        """The client itself."""
+        is_note = line.startswith(("debug1: ", "OpenSSH_", "Transferred: ", "Bytes per second: "))
+        keep(self.facts.notes if is_note else self.facts.said, line)
+        self.log.quote(self.dialect.kind, line)
+        self.on_event(self.dialect.read(line, self.facts.stage), line)
+
+    def errors(self, line):
+        """stderr: with a pipe for the client's own words, only what others say."""
+        facts = self.facts
+        if not self.separate:
+            self.client(line)
+            return
+        if facts.stage == STARTED:
+            self.output(line)
+            return
+        keep(facts.aside, line)
+        self.log.quote("aside", line)
+        if facts.proxy:  # a jump host may have refused, which must not be tried again
+            self.on_event(self.dialect.read(line, facts.stage, aside=True), line)
+        elif facts.stage == SILENT and line.startswith(("command-line", "Couldn't open logfile")):
+            self.client(line)  # said before ssh has opened its log
+
+    def output(self, line):
+        """The kernel."""
+        keep(self.facts.printed, line)
+        self.log.quote("kernel", line)
+
+
 class Try:
     """One try at a launch: a client process and all that belongs to it. What it has found out is in ``facts``;
     nothing else of it outlives :meth:`run`.
@@ -3161,9 +3300,11 @@ class Try:
         self.session = session
         self.loop, self.log, self.dialect = launch.loop, launch.log, launch.dialect
         self.facts = Facts()
-        self.timers = {}
+        self.said = Transcript(self.dialect, self.facts, self.log, settings.separate, self.hear)
+        self.timers = Timers(self.loop)
         self.delivery, self.delivered = None, False
-        self.client = self.keeper = self.pipe = self.probe = self.board = self.way = self.password_file = None
+        self.client = self.keeper = self.pipe = self.probe = self.board = self.way = None
+        self.password = PlinkPassword(None)
         request = launch.request
         if not login and not session:
             # No client tells whether a channel still carries data, nor which side has closed it: all lead through
@@ -3208,11 +3349,12 @@ class Try:
         environment, inherit = self.launch.environment, ()
         password = self.launch.request.destination.password
         if self.dialect is Plink:
-            words, inherit = self._plink_password(password)
-            argv = Plink.arguments(self.launch.request, self.plan, self.launch.program, words)
+            self.password = PlinkPassword(password)
+            inherit = self.password.inherit
+            argv = Plink.arguments(self.launch.request, self.plan, self.launch.program, self.password.words)
         else:
             if self.settings.separate:
-                self.pipe = LogPipe(self.loop, self._hear_log)
+                self.pipe = LogPipe(self.loop, self.said.client)
             if password:
                 self.keeper = self.launch.keeper(self.settings, lambda: self.facts.version)
                 environment = self.keeper.environment(environment)
@@ -3220,7 +3362,7 @@ class Try:
         self.log.write("{}: {}".format(self.name, printable([self.launch.program] + argv)))
         for forward in [] if self.is_login else self.plan.forwards:
             self.log.write("  {} {}".format(forward.flag, forward))
-        out, err = Lines(self._hear_out), Lines(self._hear_err)
+        out, err = Lines(self.said.output), Lines(self.said.errors)
         factory = WindowsClient if WINDOWS else Client
         sinks = {"out": out.feed, "err": err.feed}
         line = self.session and self.session.line
@@ -3231,7 +3373,7 @@ class Try:
             NameReplacer.prepare()  # while the server is asked
         if not self.is_login and (not self.session or (self.launch.check and not self.launch.request.via)):
             self.expect_kernel()
-        self._within("login", LOGIN_SECONDS, lambda: self.end("no login"))
+        self.timers.within("login", LOGIN_SECONDS, lambda: self.end("no login"))
         self._expect_answer()
 
     def _openssh(self, log):
@@ -3241,32 +3383,6 @@ class Try:
         extra = [("ControlMaster", "auto"), ("ControlPersist", str(SHARE_SECONDS)), ("ClearAllForwardings", "yes")]
         words = OpenSSH.login(request, settings, extra)
         return ["-v"] + (["-E", log] if log else []) + words + ["-f", "-N", request.destination.host]
-
-    def _plink_password(self, password):
-        """How plink gets the password: from a descriptor, or, on Windows, from a file that is removed as soon as
-        it has been read."""
-        if not password:
-            return (), ()
-        data = password.encode("utf-8", "surrogateescape") + b"\n"
-        if WINDOWS:
-            import tempfile
-
-            descriptor, self.password_file = tempfile.mkstemp(prefix="tunnel-")
-            os.write(descriptor, data)
-            os.close(descriptor)
-            return ("-pwfile", self.password_file), ()
-        reader, writer = os.pipe()
-        os.write(writer, data)
-        os.close(writer)
-        return ("-pwfile", "/dev/fd/{}".format(reader)), (reader,)
-
-    def _remove_password_file(self):
-        if self.password_file:
-            try:
-                os.remove(self.password_file)
-                self.password_file = None
-            except OSError:
-                pass  # still open in plink, on Windows: the next line of output tries again
 
     def _over(self):
         """Whether the client has ended, and the front end has what the kernel has sent."""
@@ -3278,8 +3394,7 @@ class Try:
         return True
 
     def _clean_up(self):
-        for name in list(self.timers):
-            self._disarm(name)
+        self.timers.disarm()
         if self.probe:
             self.probe.cancel()
         if self.delivery:
@@ -3290,31 +3405,16 @@ class Try:
         for each in (self.board, self.way, self.keeper, self.pipe):
             if each:
                 each.close()
-        self._remove_password_file()
-
-    # -- time
-
-    def _within(self, name, seconds, action):
-        """Have ``action()`` called unless the timer ``name`` is disarmed, or set again, before."""
-        self._disarm(name)
-
-        def act():
-            del self.timers[name]
-            action()
-
-        self.timers[name] = self.loop.after(seconds, act)
-
-    def _disarm(self, name):
-        self.loop.cancel(self.timers.pop(name, None))
+        self.password.remove()
 
     def _expect_answer(self):
         """Give the server another while to go on with the key exchange. ssh's own ``ConnectTimeout`` ends
         with the server's first line, and plink has none."""
         if self.facts.stage == SILENT:
             if self.launch.connect_seconds:
-                self._within("answer", self.launch.connect_seconds + 0.5, lambda: self.end("no answer"))
+                self.timers.within("answer", self.launch.connect_seconds + 0.5, lambda: self.end("no answer"))
         else:
-            self._disarm("answer")
+            self.timers.disarm("answer")
 
     def end(self, why):
         """End the client; the first reason is the one that counts."""
@@ -3322,23 +3422,22 @@ class Try:
         if self.client and self.client.code is None and "kill" not in self.timers:
             self.facts.killed = True
             self.client.end()
-            self._within("kill", KILL_SECONDS, lambda: self.client.end(force=True))
+            self.timers.within("kill", KILL_SECONDS, lambda: self.client.end(force=True))
             if self.delivery:
                 self.delivery.stop()
 
     def answered(self):
         """The relay over there has said hello."""
-        self._disarm("relay")
-        self._disarm("login")
+        self.timers.disarm("relay", "login")
         self.facts.connected = True
 
     def leave(self, seconds):
         """End the client once it has passed on the last words, ``seconds`` from now at the latest."""
         self.facts.stopped_by = self.facts.stopped_by or "signal"
-        self._within("leave", seconds, lambda: self.end("signal"))
+        self.timers.within("leave", seconds, lambda: self.end("signal"))
 
     def expect_kernel(self):
-        self._within("connect", CALLBACK_SECONDS, self._no_connection)
+        self.timers.within("connect", CALLBACK_SECONDS, self._no_connection)
 
     def _no_connection(self):
         if not self.facts.connected:
@@ -3351,39 +3450,9 @@ class Try:
 
     # -- what is said
 
-    def _hear_log(self, line):
-        """ssh itself, through a pipe of its own."""
-        self._remember(line)
-        self.hear(self.dialect.read(line, self.facts.stage), line)
-
-    def _hear_err(self, line):
-        """What comes through stderr: with a pipe for ssh's own words, only what others say."""
-        facts = self.facts
-        if not self.settings.separate:
-            self._hear_log(line)
-            return
-        if facts.stage == STARTED:
-            self._hear_out(line)
-            return
-        keep(facts.aside, line)
-        self.log.quote("aside", line)
-        if facts.proxy:  # a jump host may have refused, which must not be tried again
-            self.hear(self.dialect.read(line, facts.stage, aside=True), line)
-        elif facts.stage == SILENT and line.startswith(("command-line", "Couldn't open logfile")):
-            self._hear_log(line)  # said before ssh has opened its log
-
-    def _hear_out(self, line):
-        keep(self.facts.printed, line)
-        self.log.quote("kernel", line)
-
-    def _remember(self, line):
-        is_note = line.startswith(("debug1: ", "OpenSSH_", "Transferred: ", "Bytes per second: "))
-        keep(self.facts.notes if is_note else self.facts.said, line)
-        self.log.quote(self.dialect.kind, line)
-
     def hear(self, event, line):
         """Take an event into the facts, and act on what has changed."""
-        self._remove_password_file()
+        self.password.remove()
         if event is None or (self.is_login and event[0] == "stale"):  # it is about to be made
             self._expect_answer()
             return
@@ -3391,7 +3460,7 @@ class Try:
         before = facts.stage, facts.exposed
         note(facts, self.settings, self.plan, event[0], event[1], line)
         self._expect_answer()
-        self._step(event[0], line)
+        self._report(event[0], line)
         if facts.obstacle and facts.obstacle not in ENDS_ITSELF:
             self.end("obstacle")
         if facts.stage == STARTED and before[0] != STARTED:
@@ -3399,23 +3468,23 @@ class Try:
         if facts.exposed and not before[1]:
             self.launch.step("server", EXPOSED)
         if event[0] == "shared" and self.session:
-            self._within("login", SHARED_SECONDS, lambda: self.end("no login"))  # it may have died unnoticed
+            self.timers.within("login", SHARED_SECONDS, lambda: self.end("no login"))  # it may have died unnoticed
         elif event[0] == "shared" and not self.is_login:
             if facts.version < SAYS_SESSION:
-                self._within("session", SESSION_SECONDS, self._session_stands)
+                self.timers.within("session", SESSION_SECONDS, self._session_stands)
             elif self.settings.share:
-                self._within("session", HUNG_SECONDS, self._hung)
+                self.timers.within("session", HUNG_SECONDS, self._hung)
         if facts.ended:
-            self._disarm("lost")
+            self.timers.disarm("lost")
             self._deliver()
 
-    def _step(self, event, line):
-        name = {"name": "name", "proxy": "proxy", "host key": "host key", "login": "login"}.get(event)
-        if name:
+    def _report(self, event, line):
+        """An event may be a step of the launch."""
+        if event in ("name", "proxy", "host key", "login"):
             text = line[len("debug1: ") :] if line.startswith("debug1: ") else line
             for start in ("Connecting to ", "Server host key: ", "Executing proxy command: "):
                 text = text[len(start) :] if text.startswith(start) else text
-            self.launch.step(name, text.strip())
+            self.launch.step(event, text.strip())
         elif event == "told no terminal":
             self.log.write(NO_TERMINAL)
 
@@ -3433,13 +3502,11 @@ class Try:
 
     def _started(self):
         """The forwards stand, and the server has been told to run the kernel."""
-        self._disarm("login")
-        self._disarm("answer")
-        self._disarm("session")
+        self.timers.disarm("login", "answer", "session")
         if self.facts.obstacle:
             return
         if self.session:
-            self._within("relay", RELAY_SECONDS, lambda: self.end("no relay"))
+            self.timers.within("relay", RELAY_SECONDS, lambda: self.end("no relay"))
             return
         request = self.launch.request
         self.launch.step("forwards", "{} ports".format(len(self.plan.forwards)))
@@ -3456,7 +3523,7 @@ class Try:
 
     def _connected(self):
         self.facts.connected = True
-        self._disarm("connect")
+        self.timers.disarm("connect")
         if self.probe:
             self.probe.cancel()
         if self.launch.shared:
@@ -3468,7 +3535,7 @@ class Try:
         """The front end has closed the main link, or has died. The kernel has a while to see that for itself."""
         if not self.facts.ended:
             self.facts.lost = True
-            self._within("lost", LOST_SECONDS, lambda: self.end("front end gone"))
+            self.timers.within("lost", LOST_SECONDS, lambda: self.end("front end gone"))
 
     def _deliver(self):
         """The kernel has ended, or the client has: what is left is delivered before all connections are closed."""
@@ -3480,7 +3547,65 @@ class Try:
         behind. The client then ends by itself, unless it carries others, and tells the kernel's exit code."""
         self.delivered = True
         self.board.close()
-        self._within("late", LATE_SECONDS, lambda: self.end("links held"))
+        self.timers.within("late", LATE_SECONDS, lambda: self.end("links held"))
+
+
+def call_hub(path):
+    """A connection to the process that runs the kernels of a destination; None where there is none."""
+    import _socket
+
+    if not path or not os.path.exists(path):
+        return None
+    caller = _socket.socket(_socket.AF_UNIX)
+    caller.settimeout(LOGIN_SECONDS)
+    try:
+        caller.connect(path)
+    except OSError:
+        caller.close()
+        return None
+    return caller
+
+
+def hub_path(launch):
+    """Where the one process for all compute kernels of this destination listens; None without one."""
+    request = launch.request
+    shared = request.share and request.role is COMPUTE and request.relay is not None and not request.check
+    return share_path(launch.memory.path) + "-hub" if shared and launch.memory.path and not WINDOWS else None
+
+
+def hand_over(launch, caller):
+    """Have the hub run the kernel.
+
+    :param caller: a connection to it
+    :returns: the exit code; None where it has gone without a word
+    :raises Fatal: the kernel has not been started
+    """
+    import _socket
+
+    request = launch.request
+    words = (str(request.link), request.kernel.path, request.links, launch.log.path or os.devnull)
+    words += (request.via or "",)
+    if request.via:
+        caller.settimeout(None)  # a queue may be long; it ends with that process
+    answer, more = b"", b" "
+    try:
+        caller.sendall(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))
+        while more:
+            more = caller.recv(65536)
+            answer += more
+    except _socket.timeout:
+        raise Fatal("the process that runs the kernels of this host does not answer; end it", 255) from None
+    except OSError:
+        pass  # it has gone
+    if not answer:
+        return None
+    code, _, text = answer.decode("utf-8", "replace").partition(" ")
+    if code != "0":
+        raise Fatal(text, parse_number(code) or 255)
+    launch.teller.tell(0, text)
+    if text and launch.teller.descriptor is None:
+        say(text)
+    return 0
 
 
 def keep(lines, line):
@@ -3504,22 +3629,7 @@ class Launch:
         self.current = self.check = self.shared = None
         self.died = ""  # what is to be said of an earlier kernel
         self.begin = time.monotonic()
-        path = self._memory_path()
-        self.memory = Memory(path)
-
-    def _memory_path(self):
-        """Where this destination is remembered; None where there is no private folder."""
-        import zlib
-
-        there = self.request.destination
-        words = [self.program, str(there.user), there.host, str(there.port)]
-        words += ["{}={}".format(*option) for option in self.request.options]
-        name = "{:08x}".format(zlib.crc32("\0".join(words).encode("utf-8", "surrogateescape")))
-        try:
-            return os.path.join(private_folder(os.environ), name)
-        except OSError as error:
-            self.log.write("nothing is remembered from launch to launch: {}".format(error))
-            return None
+        self.memory = Memory(memory_path(request, program, log))
 
     @property
     def seconds(self):
@@ -3537,7 +3647,9 @@ class Launch:
         :raises Fatal: the launch failed; the text says why
         """
         request = self.request
-        self._catch_signals()
+        self.caught = catch_signals(self.loop, self._on_signal)
+        if WINDOWS and not join_windows_job():
+            self.log.write("Windows allows no job: kill the client too, should this launcher be killed")
         if request.check:
             self.check = Check(self)
         if request.link and request.callback and rewritten(str(request.link), (65535, 65535)) is None:
@@ -3561,7 +3673,7 @@ class Launch:
         """The same through a relay, which has a file of its own."""
         import tunnel_relay
 
-        listener, path = None, self.hub_path
+        listener, path = None, hub_path(self)
         while path and listener is None:
             lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
             lock_soon(lock)
@@ -3570,49 +3682,10 @@ class Launch:
                 remove_if_there(path)
                 listener = listen(path, 128)
             os.close(lock)
-            code = self.hand_over(caller) if caller else None
+            code = hand_over(self, caller) if caller else None
             if code is not None:
                 return code
         return tunnel_relay.launch(sys.modules[__name__], self, self._first_settings(), listener, path)
-
-    @property
-    def hub_path(self):
-        """Where the one process for all compute kernels of this destination listens; None without one."""
-        request = self.request
-        shared = request.share and request.role is COMPUTE and request.relay is not None and not request.check
-        return self._share_path() + "-hub" if shared and self.memory.path and not WINDOWS else None
-
-    def hand_over(self, caller):
-        """Have the hub run the kernel.
-
-        :param caller: a connection to it
-        :returns: the exit code; None where it has gone without a word
-        :raises Fatal: the kernel has not been started
-        """
-        import _socket
-
-        request = self.request
-        words = (str(request.link), request.kernel.path, request.links, self.log.path or os.devnull)
-        words += (request.via or "",)
-        answer, more = b"", b" "
-        try:
-            caller.sendall(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))
-            while more:
-                more = caller.recv(65536)
-                answer += more
-        except _socket.timeout:
-            raise Fatal("the process that runs the kernels of this host does not answer; end it", 255) from None
-        except OSError:
-            pass  # it has gone
-        if not answer:
-            return None
-        code, _, text = answer.decode("utf-8", "replace").partition(" ")
-        if code != "0":
-            raise Fatal(text, parse_number(code) or 255)
-        self.teller.tell(0, text)
-        if text and self.teller.descriptor is None:
-            say(text)
-        return 0
 
     def _first_settings(self):
         request, known = self.request, self._recall()
@@ -3622,7 +3695,7 @@ class Launch:
         asked = ssh and wish in ("", "force") and not request.kernel.on_windows
         if request.share and request.relay is None:
             if ssh and separate:
-                self.shared = SharedConnections(self, self.memory, self._share_path())
+                self.shared = SharedConnections(self, self.memory, share_path(self.memory.path))
             else:
                 self.log.write("--share needs OpenSSH on Linux or macOS: this kernel gets its own connection")
         if known.get("terminal") == "no":
@@ -3638,15 +3711,6 @@ class Launch:
             asks=WINDOWS or any(os.environ.get(name) for name in ASKING),
             share="" if self.shared else None,
         )
-
-    def _share_path(self):
-        """Where control sockets can be: ssh takes 104 characters, adds 17 while it makes one, and reads more
-        into some characters."""
-        path = self.memory.path
-        plain = not path.strip("/._-+,@=" + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
-        if len(path) > 78 or not plain:
-            path = os.path.join(private_folder({}), os.path.basename(path))
-        return path
 
     def _recall(self):
         """What earlier launches to this destination have left word of."""
@@ -3795,36 +3859,6 @@ class Launch:
             self.loop.step()
         self.loop.cancel(timer)
         return client.code, b"".join(said).decode("utf-8", "replace")
-
-    def _catch_signals(self):
-        import signal
-
-        if WINDOWS:
-            import socket
-
-            near, far = socket.socketpair()
-            far.setblocking(False)
-            read = near.recv
-            wakeup, self._wakeup = far.fileno(), (near, far)
-            self._job = join_windows_job()
-            if not self._job:
-                self.log.write("Windows allows no job: kill the client too, should this launcher be killed")
-        else:
-            near, wakeup = os.pipe()
-            os.set_blocking(near, False)
-            os.set_blocking(wakeup, False)
-
-            def read(size):
-                return os.read(near, size)
-
-            signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wakeup)
-        self.loop.readers[near] = lambda: read(512)
-        for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
-            number = getattr(signal, name, None)
-            if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
-                continue  # nohup means it
-            signal.signal(number, self._on_signal)
 
     def _on_signal(self, number, _):
         self.signal = self.signal or number
@@ -4088,8 +4122,8 @@ def start(script, role, argv):
         return launch(request, program, dialect, log, Teller())
     if request.share and request.relay is not None:
         work = Launch(request, program, dialect, log, Teller())
-        caller = call_hub(work.hub_path)
-        code = work.hand_over(caller) if caller else None
+        caller = call_hub(hub_path(work))
+        code = hand_over(work, caller) if caller else None
         if code is not None:
             return code
 

@@ -3093,7 +3093,7 @@ class Session:
         """The client ends by itself now: with an exit code that tells more, and after its last words."""
         current = self.launch.current
         if current:
-            current._within("gone", self.tunnel.LATE_SECONDS, lambda: current.end(why))
+            current.timers.within("gone", self.tunnel.LATE_SECONDS, lambda: current.end(why))
 
     def _over(self, text, error):
         self.reason, self.error = text, error
