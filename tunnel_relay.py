@@ -1658,9 +1658,10 @@ def spawn_command(command, limits):
     """Start what leads to a far end beyond it, in a session of its own, with pipes.
 
     It is read by the user's own shell, as a login shell, which is what a name that begins with a dash makes of
-    any: only such a one reads ``/etc/profile`` and what that names, where clusters define ``module``. (One that
-    sshd runs for a command reads none of it; a ``BASH_ENV`` that the server sets is read here too.) What all that
-    prints comes before the far end's first word, and is skipped.
+    any (a bash may have been built to want ``-l`` besides): only such a one reads ``/etc/profile`` and what that
+    names, where clusters define ``module``. One that sshd runs for a command reads none of it; what such a one
+    does read, the file that ``BASH_ENV`` names, is read here too. What all that prints comes before the far end's
+    first word, and is skipped.
 
     The command runs ``sh``, without any argument, and that reads what it is to do from its standard input: some
     commands join the arguments that follow, and have a shell read them again.
@@ -1674,8 +1675,9 @@ def spawn_command(command, limits):
         set_limits(limits)
 
     shell = login_shell()
+    name = os.path.basename(shell)
     return subprocess.Popen(
-        ["-" + os.path.basename(shell), "-c", command + " sh"],
+        ["-" + name] + (["-l"] if name == "bash" else []) + ["-c", command + " sh"],
         executable=shell,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -229,10 +229,12 @@ class Kernel:
         self.targets = [(host, port) for host, port in frontend.wire.ends_of(link)] if link else []
         self.ports, self.code, self.exit, self.started = [], None, None, False
         self.text, self.ends, self.listeners = "", [], []
+        self.told = {}  # of the command through which it runs
         self.names, self.replacing = 0, False
 
 
 CALLBACKS = ["noise", "attached", "note", "ports", "started", "text", "open", "exit", "ended", "lost", "over"]
+CALLBACKS += ["job"]
 
 
 class Launcher:
@@ -378,6 +380,9 @@ class Launcher:
     def _text(self, kernel, text):
         self.kernels[kernel].text += text
 
+    def _job(self, kernel, message):
+        self.kernels[kernel].told.setdefault(message["told"], []).append(message)
+
     def _exit(self, kernel, code):
         self.kernels[kernel].exit = code
 
@@ -458,7 +463,7 @@ class Launcher:
 
     # -- what a test calls
 
-    def start(self, path, link=None, classic=False, listen=None, words=None):
+    def start(self, path, link=None, classic=False, listen=None, words=None, via=None):
         """Start a kernel for a link of a front end; returns its record."""
         listen = listen if listen is not None else 0 if link is None else 2 if classic else 6
         name = "{0}@127.0.0.1,{1}@127.0.0.1"
@@ -466,18 +471,18 @@ class Launcher:
 
         def act():
             kernel = Kernel(link, classic)
-            kernel.number = number = self.near.start([path] + words, listen)
+            kernel.number = number = self.near.start([path] + words, listen, via)
             kernel.replacing = classic or listen == 6
             self.kernels[number] = kernel
             return kernel
 
         return self.call(act)
 
-    def launch(self, path, role):
+    def launch(self, path, role, via=None):
         """Start a kernel for a stand-in front end; returns both, with all channels standing."""
         front_end = frontend.FrontEnd(role)
         words = ["-LinkName", "{0}@127.0.0.1,{1}@127.0.0.1"] + (["-subkernel"] if role == "compute" else [])
-        kernel = self.start(path, front_end.link, role == "classic", 6 if role == "callback" else 2, words)
+        kernel = self.start(path, front_end.link, role == "classic", 6 if role == "callback" else 2, words, via)
         try:
             front_end.accept()
         except BaseException as error:

@@ -68,6 +68,64 @@ def test_oldest_and_newest_python_over_there(python):
             over(launcher, machine)
 
 
+@pytest.mark.parametrize("python", [path for path in PYTHONS if os.path.exists(path)])
+def test_oldest_and_newest_python_beyond_a_command(python):
+    with Machine(python=python) as machine, Launcher(machine, cable=True) as launcher:
+        command = "PATH={}:$PATH nice".format(machine.path("bin"))
+        front_end, kernel = launcher.launch(machine.kernel(), "callback", via=command)
+        with front_end:
+            launcher.cut()
+            front_end.echo(100000)
+            assert kernel.told["node"][0]["python"] in python
+            front_end.tell(b"!quit 7\n")
+            launcher.wait(lambda: kernel.code == 7, "the kernel's end")
+            assert "failed" not in kernel.told
+            launcher.wait(lambda: launcher.over, "the session's end")
+            machine.no_process()
+
+
+def test_a_kernel_that_cannot_be_started_beyond_a_command(machine):
+    with Launcher(machine) as launcher:
+        kernel = launcher.start("/no/such/kernel", via="nice")
+        launcher.wait(lambda: launcher.over, "the end")
+        assert kernel.code == 127 and "No such file" in kernel.text and "failed" not in kernel.told
+
+
+def test_a_command_that_prints_very_much_on_standard_error(machine):
+    with Launcher(machine) as launcher:
+        command = "seq 200000 >&2; echo the last words >&2; exit 3;"
+        kernel = launcher.start("/no/such/kernel", via=command)
+        launcher.wait(lambda: launcher.over, "the end")
+        said = [message["text"] for message in kernel.told["said"]]
+        assert said[0] == "1" and said[-1] == "the last words" and len(said) < 100000
+        assert kernel.told["failed"][0]["code"] == 3 and kernel.code == 255
+
+
+def test_a_command_that_sigterm_does_not_end_is_killed(monkeypatch, machine):
+    monkeypatch.setattr(relay, "sent_source", altered_source("COMMAND_SECONDS = 15.0", "COMMAND_SECONDS = 0.5"))
+    with Launcher(machine) as launcher:
+        kernel = launcher.start("/no/such/kernel", via="trap '' TERM; sleep 600; sleep 600;")
+        launcher.wait(lambda: "via" in kernel.told, "the command")
+        time.sleep(0.3)
+        launcher.call(launcher.near.hang_up, kernel.number)
+        launcher.wait(lambda: launcher.over, "the end")
+        assert kernel.code == 129 and "failed" not in kernel.told
+        machine.no_process()
+
+
+def altered_source(old, new):
+    """A relay to send in which a line is another."""
+    plain = relay.sent_source
+
+    def sent():
+        text = zlib.decompress(plain()[8:]).decode("utf-8")
+        assert old in text
+        packed = zlib.compress(text.replace(old, new).encode("utf-8"))
+        return "{:08d}".format(len(packed)).encode("ascii") + packed
+
+    return sent
+
+
 @pytest.mark.parametrize("code", ["0", "3", "255"])
 def test_exit_codes_come_back(machine, code):
     with Launcher(machine) as launcher:

@@ -11,6 +11,7 @@ from conftest import make_machine
 from test_relay import SERVER, alter, count, logged, nothing_left, quits
 from via_rig import check, ends_with, running, via
 
+import tunnel
 import tunnel_relay as relay
 
 
@@ -138,6 +139,18 @@ def test_a_signal_at_any_moment_of_a_launch_ends_it(desk, machine):
         path.unlink()
 
 
+def test_what_bash_env_names_is_there(request, desk):
+    own = make_machine(request, sshd_options=SERVER)
+    path = own.write("modules", "module() { export MODULE=$2; }\n")
+    own.restart_server("SetEnv BASH_ENV=" + path, *SERVER)
+    end = via(desk, own, "module load mathematica; env")
+    end.accept()
+    with open("/proc/{}/environ".format(own.kernels()[0]), "rb") as stream:
+        assert b"MODULE=mathematica" in stream.read().split(b"\0")
+    quits(end)
+    nothing_left(desk, own)
+
+
 # -- commands that do not do
 
 
@@ -211,6 +224,27 @@ def test_a_check_waits_for_the_queue_and_then_not_for_ever(desk, machine):
     assert done.returncode == 255
     assert "has not called back within 1 s" in done.stderr
     assert "  ok  node: " in done.stdout
+
+
+@pytest.mark.parametrize("words, minutes", [((), 60), (("--relay=7",), 7), (("--relay",), 60)])
+def test_it_implies_a_relay(words, minutes):
+    for order in (words + ("--via", "srun -u"), ("--via=srun -u",) + words):
+        request = tunnel.parse_arguments(tunnel.CONTROLLER, list(order) + ["host", "/k/math", "1@a,2@a"])
+        assert (request.via, request.relay) == ("srun -u", minutes)
+
+
+def test_kernels_of_one_process_may_have_different_commands(desk, machine):
+    alter(desk, SHARE_SECONDS=0.5)
+    ends = [via(desk, machine, "nice -n {}".format(number), "compute", "--share") for number in (5, 10)]
+    ends.append(desk.launch(machine, "compute", "--share", "--relay"))
+    for end in ends:
+        assert end.wait(10) == (0, "")
+        end.accept()
+        end.echo()
+    assert sorted(os.getpriority(os.PRIO_PROCESS, pid) for pid in machine.kernels()) == [0, 5, 10]
+    for end in ends:
+        end.quit()
+    desk.no_process(10)
 
 
 def test_dry_run(desk, machine):
