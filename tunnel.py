@@ -3550,6 +3550,19 @@ class Try:
         self.timers.within("late", LATE_SECONDS, lambda: self.end("links held"))
 
 
+def the_relay():
+    """The module that has a file of its own.
+
+    :raises Fatal: it is not there
+    """
+    try:
+        import tunnel_relay
+    except ModuleNotFoundError:
+        text = "--relay: tunnel_relay.py is not beside tunnel.py; run install.py again"
+        raise Fatal(text, EX_UNAVAILABLE) from None
+    return tunnel_relay
+
+
 def call_hub(path):
     """A connection to the process that runs the kernels of a destination; None where there is none."""
     import _socket
@@ -3671,8 +3684,7 @@ class Launch:
 
     def _relayed(self):
         """The same through a relay, which has a file of its own."""
-        import tunnel_relay
-
+        tunnel_relay = the_relay()
         listener, path = None, hub_path(self)
         while path and listener is None:
             lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -3985,8 +3997,7 @@ def dry_run(request, program, dialect):
     if request.relay is None:
         plan = Plan(request, settings, ())
     else:
-        import tunnel_relay
-
+        tunnel_relay = the_relay()
         plan = tunnel_relay.NoForwards()
     if dialect is Plink:
         password = ("-pwfile", "***") if request.destination.password else ()

@@ -709,6 +709,15 @@ def test_check_with_a_kernel_that_never_calls_back(desk, machine):
     assert "has not called back within 1 s" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--relay", "--via=srun", "--dry-run"])
+def test_without_its_file_beside_the_launcher(desk, machine, option):
+    (desk.folder / "tunnel_relay.py").unlink()
+    end = desk.launch(machine, "callback", option, "--relay")
+    code, errors = end.wait()
+    assert code == 69
+    assert errors == "tunnel: --relay: tunnel_relay.py is not beside tunnel.py; run install.py again\n"
+
+
 def test_dry_run_prints_the_command_line_and_what_would_be_sent(desk, machine):
     words = ("--dry-run", "--relay", "john:secret@there", machine.modern, "1234@127.0.0.1,1235@127.0.0.1")
     for client in ("ssh", "plink"):
