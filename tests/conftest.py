@@ -1,5 +1,7 @@
 """Fixtures: the launchers in a folder as users have it, and kernel machines with a real sshd."""
 
+import compileall
+import glob
 import os
 import pathlib
 import re
@@ -15,6 +17,13 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import frontend
 import rig
 
+CACHE_TAG = sys.implementation.cache_tag
+SCRIPTS = ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py")
+# As install.py has it.
+DROP_IN = """import sys
+sys.path = [sys.argv.pop(1)] + [path for path in sys.path if path]
+import {0}
+sys.exit({0}.main())"""
 CLASSIC = "usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
 CALLBACK = "usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel"
 
@@ -78,8 +87,14 @@ def front_end_folder(tmp_path):
     """The launchers in a folder as on a user's machine: with blanks, and letters beyond ASCII."""
     folder = tmp_path / "Bücher und Möbel" / "FrontEnd"
     folder.mkdir(parents=True)
-    for name in ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py"):
-        shutil.copy(os.path.join(rig.LAUNCHERS, name), str(folder))
+    # Compiled already, as they are from their second launch on, which is most of what a launch costs.
+    (folder / "__pycache__").mkdir()
+    for name in SCRIPTS:
+        path = os.path.join(rig.LAUNCHERS, name)
+        compileall.compile_file(path, quiet=2)
+        shutil.copy2(path, str(folder))
+    for path in glob.glob(os.path.join(rig.LAUNCHERS, "__pycache__", "tunnel*.{}.pyc".format(CACHE_TAG))):
+        shutil.copy2(path, str(folder / "__pycache__"))
     return folder
 
 
@@ -136,11 +151,11 @@ class Desk:
         self.front_ends.append(end)
         self.machines += [] if machine in self.machines else [machine]
         kernel = kernel or (machine.modern if role == "callback" else machine.classic)
-        script = os.path.join(str(self.folder), "tunnel_sub.py" if role == "compute" else "tunnel.py")
+        script = "tunnel_sub" if role == "compute" else "tunnel"
         end.launch(
             *(list(arguments) + [host or machine.destination, kernel]),
             environment=self.environment(machine, client, **(env or {})),
-            script=script,
+            command=[sys.executable, "-SEs", "-c", DROP_IN.format(script), str(self.folder)],
         )
         return end
 

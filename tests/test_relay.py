@@ -99,8 +99,8 @@ def ssh_clients(desk):
     return [pid for pid in desk.processes() if os.path.basename((rig.command_line(pid) or [""])[0]) in names]
 
 
-def launchers(desk, script="tunnel_sub.py"):
-    return [pid for pid in desk.processes() if any(script in word for word in rig.command_line(pid)[:2])]
+def launchers(desk):
+    return [pid for pid in desk.processes() if any("import tunnel_sub" in word for word in rig.command_line(pid))]
 
 
 def kill_client(desk, machine):

@@ -93,7 +93,9 @@ def test_sixty_four_kernels_take_seven_logins_on_a_default_server(desk, machine,
 def test_a_place_that_is_free_again_is_taken_again(desk, machine, cheap):
     before = machine.logins()
     launch_cheaply(desk, machine, cheap, 12)
-    launchers = [pid for pid in desk.processes() if any("tunnel_sub.py" in word for word in rig.command_line(pid))]
+    launchers = [
+        pid for pid in desk.processes() if any("import tunnel_sub" in word for word in rig.command_line(pid))
+    ]
     assert len(launchers) == 12
     for pid in launchers[:3]:
         os.kill(pid, signal.SIGTERM)
