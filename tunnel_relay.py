@@ -2881,6 +2881,8 @@ class Served:
         if told == "said":
             self.tunnel.keep(self.said, text)
             self.log.quote("via", text)
+            if self.session.launch.check:  # somebody looks on while it waits in its queue
+                self.session.launch.check.report("via", text)
         elif told == "failed":
             self.failure = explain_job(self.request.via, message, self.said)
         elif told == "via":
