@@ -2087,8 +2087,8 @@ def is_deserted(host, port):
         return False  # a name that would have to be looked up
     probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
-        if not WINDOWS:  # where it would let anybody have the port
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if WINDOWS:  # where one address and all of them are no conflict otherwise
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
         probe.bind((host, port))
     except OSError:
         return False  # somebody does, or it is another machine's

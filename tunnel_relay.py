@@ -1644,14 +1644,8 @@ JOBS = ("SLURM_JOB_ID", "LSB_JOBID", "JOB_ID")  # where Slurm, LSF and SGE say w
 
 
 def login_shell():
-    """The user's shell."""
-    import pwd
-
-    try:
-        shell = pwd.getpwuid(os.getuid()).pw_shell
-    except KeyError:
-        shell = ""
-    return shell or os.environ.get("SHELL") or "/bin/sh"
+    """The user's shell, as sshd has it from the accounts."""
+    return os.environ.get("SHELL") or "/bin/sh"
 
 
 def spawn_command(command, limits):
@@ -2887,6 +2881,8 @@ class Served:
         if told == "said":
             self.tunnel.keep(self.said, text)
             self.log.quote("via", text)
+            if self.session.launch.check:  # somebody looks on while it waits in its queue
+                self.session.launch.check.report("via", text)
         elif told == "failed":
             self.failure = explain_job(self.request.via, message, self.said)
         elif told == "via":
@@ -3287,7 +3283,7 @@ class Hub:
             else:
                 text = explain_end(self.tunnel, self.work, served[0], code, request)
                 log.write(text)
-                if teller.told:
+                if teller.told and not connected:
                     self.work.remember_death(text, request)
                 tell(code or 1, text)
             if log is not self.work.log and log.descriptor is not None:
@@ -3507,7 +3503,7 @@ def verdict(tunnel, work, session, last, outcome):
             work.log.write("the kernel has ended after {:.0f} s with exit code {}".format(work.seconds, code))
             return code
         text = explain_end(tunnel, work, served, code)
-        if work.teller.told:
+        if work.teller.told and not connected:
             work.remember_death(text, work.request)
         raise tunnel.Fatal(text, code or 1)
     if session.error or not session.is_idle():

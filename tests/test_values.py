@@ -639,3 +639,21 @@ def test_fuzzed_argument_vectors_are_refused_with_code_2_or_planned():
         assert "pw" not in line
         planned += isinstance(result, list)
     assert 200 < planned < 1900
+
+
+def test_whether_a_front_end_still_listens():
+    listener = tunnel.listen()
+    port = listener.getsockname()[1]
+    for host in ("127.0.0.1", "localhost"):
+        assert not tunnel.is_deserted(host, port)
+    listener.close()
+    assert tunnel.is_deserted("127.0.0.1", port)
+    assert not tunnel.is_deserted("192.0.2.1", port), "another machine's is not known"
+    assert not tunnel.is_deserted("no.such.host.example", port)
+
+
+def test_a_front_end_that_listens_everywhere_is_there():
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen(1)
+        assert not tunnel.is_deserted("127.0.0.1", listener.getsockname()[1])

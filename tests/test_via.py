@@ -100,6 +100,33 @@ def test_a_far_end_that_is_killed_takes_its_kernel_along(desk, machine):
     ends_with(end, "--via nice: it ended with exit code 137, and the kernel with it (")
 
 
+@pytest.mark.parametrize("share", [(), ("--share",)])
+def test_a_compute_kernel_whose_command_ends_says_so_in_its_log_only(desk, machine, share):
+    alter(desk, SHARE_SECONDS=0.5)
+    end = via(desk, machine, "nice", "compute", *share)
+    assert end.wait(10) == (0, "")
+    end.accept()
+    rig.end_process(beyond(machine)[0])
+    desk.no_process(10)
+    assert "--via nice: it ended with exit code 137, and the kernel with it (" in desk.logs()[0]
+    end = via(desk, machine, "nice", "compute", *share)
+    assert end.wait(10) == (0, ""), "that one had connected: the next launch has nothing to say"
+    end.accept()
+    quits(end)
+
+
+def test_a_compute_kernel_that_dies_before_it_connects_is_told_by_the_next_launch(desk, machine):
+    kernel = machine.install_kernel("silent/10.1/MathKernel", "silent")
+    assert via(desk, machine, "nice", "compute", kernel=kernel).wait(10) == (0, "")
+    rig.end_process(beyond(machine)[0])
+    desk.no_process(10)
+    end = via(desk, machine, "nice", "compute")
+    code, errors = end.wait(10)
+    assert code == 0 and "an earlier launch" in errors and "--via nice: it ended with exit code 137" in errors
+    end.accept()
+    quits(end)
+
+
 def stop_keeper(machine):
     """The relay on the login node does nothing any more, until it gets a SIGCONT; returns its process id."""
     (pid,) = [pid for pid in machine.pids() if relay_rig.is_keeper(pid)]

@@ -275,10 +275,20 @@ def test_a_job_that_cannot_be(desk, machine, command, text):
 
 @pytest.mark.parametrize("script", ["tunnel.py", "tunnel_sub.py"])
 def test_check_names_node_and_job(desk, machine, script):
-    done = check(desk, machine, "--check", "--via", SRUN, machine.destination, machine.modern, script=script)
+    done = check(
+        desk,
+        machine,
+        "--check",
+        "--via",
+        "echo srun: wait >&2; " + SRUN,
+        machine.destination,
+        machine.modern,
+        script=script,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     steps = [re.match(r" +\d+\.\d\d s  ok  ([a-z ]+): (\S.*)", line).groups() for line in done.stdout.splitlines()]
-    names = [name for name, _ in steps]
+    names = [name for name, text in steps if not text.startswith("srun: ")]
+    assert ("via", "srun: wait") in steps
     order = ["client", "name", "host key", "login", "relay", "via", "node", "kernel", "data channel"]
     assert names[:9] == order
     assert re.match(r"Python 3\.\d+\.\d+, process \d+ on node1, job \d+$", dict(steps)["node"])
