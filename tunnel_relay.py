@@ -2154,7 +2154,7 @@ def sent_source(path=None):
     import zlib
 
     with open(path or __file__, "rb") as stream:
-        text = stream.read()
+        text = stream.read().replace(b"\r\n", b"\n")  # as git may have it on Windows
     text = text[: text.index(b"- near end\n")]
     packed = zlib.compress(text[: text.rindex(b"\n")] + b"\nsys.exit(far_main())\n", 9)
     return "{:08d}".format(len(packed)).encode("ascii") + packed

@@ -707,6 +707,12 @@ def test_a_source_that_is_cut_short_or_altered_is_told(machine):
     assert ends_with(machine, relay.bootstrap_command(), b"!" + source)[0] == 106
 
 
+def test_a_file_with_line_ends_of_windows_is_sent_all_the_same(tmp_path):
+    with open(relay.__file__, "rb") as stream:
+        (tmp_path / "relay.py").write_bytes(stream.read().replace(b"\n", b"\r\n"))
+    assert relay.sent_source(str(tmp_path / "relay.py")) == relay.sent_source()
+
+
 def test_a_windows_kernel_machine_is_recognized():
     text = "'exec' is not recognized as an internal or external command,\noperable program or batch file."
     assert "no sh" in relay.explain_start(1, text)
