@@ -2096,8 +2096,8 @@ def far_main():
         else:
             text = (
                 "the relay on {} is gone: killed, or the machine was restarted, or nobody came back to it for {} "
-                "min; where systemd has KillUserProcesses=yes it ends what outlives a login, and "
-                "`loginctl enable-linger` there allows it"
+                "min; where systemd has KillUserProcesses=yes it ends what outlives a login, unless its "
+                "administrator sets KillUserProcesses=no, or your name in KillExcludeUsers, in logind.conf"
             )
             refuse(1, GONE, text.format(host, facts.get("minutes")))
         return NO_SESSION
@@ -2214,8 +2214,9 @@ class Near:
     - ``on_arrived(kernel)``: all its data has arrived here
     - ``on_ended(kernel, code)``: all its data has been handed out; its ends are no more
     - ``on_lost(text)``: the connection is no more; attach another
+    - ``on_elsewhere(text)``: the login has come to another machine than that of the session; attach another
     - ``on_over(text, error)``: the session is no more. ``error`` is None after its last kernel, else GONE,
-      ELSEWHERE, VERSIONS, ALTERED or REFUSED
+      VERSIONS, ALTERED or REFUSED
     """
 
     def __init__(self, loop, minutes=60, end=()):
@@ -2228,6 +2229,7 @@ class Near:
         self.wire.on_hello, self.wire.on_noise = self._hello, self._noise
         self.on_noise = self.on_attached = self.on_note = self.on_ports = self.on_started = self.on_text = nothing
         self.on_open = self.on_exit = self.on_arrived = self.on_ended = self.on_lost = self.on_over = nothing
+        self.on_elsewhere = nothing
         self.kernels, self.codes = set(), {}  # those that have not ended; exit codes, while there is data left
         self.unwanted, self.finished = set(), False
         self.count, self.tries, self.host, self.line, self.over = 0, 0, None, None, False
@@ -2317,7 +2319,8 @@ class Near:
     def _hello(self, facts):
         if "error" in facts:
             self.detach()
-            self._is_over(printable(facts.get("text")), printable(facts["error"]))
+            text, error = printable(facts.get("text")), printable(facts["error"])
+            self.on_elsewhere(text) if error == ELSEWHERE else self._is_over(text, error)
             return
         again, self.host = self.host is not None, printable(facts.get("host"))
         self.end_others = []
@@ -2558,6 +2561,7 @@ class Session:
         near = self.near
         near.on_noise, near.on_note = self._noise, lambda text: self.tell("relay: " + text)
         near.on_attached, near.on_lost, near.on_over = self._attached, self._lost, self._over
+        near.on_elsewhere = self._elsewhere
         near.on_ports = lambda kernel, ports: self.kernels[kernel].listening(ports)
         near.on_started = lambda kernel: self.kernels[kernel].on_started()
         near.on_text = lambda kernel, text: self.kernels[kernel].text(text)
@@ -2630,7 +2634,7 @@ class Session:
                 "relay",
                 "Python {}, process {} on {}".format(facts.get("python"), facts.get("pid"), facts.get("host")),
             )
-        self.attached, self.lost_at = True, None
+        self.attached, self.lost_at, self.reason = True, None, None
 
     def _lost(self, text):
         if self.attached and self.lost_at is None:
@@ -2641,6 +2645,13 @@ class Session:
             self._expect_end("connection lost")
         elif current:
             current.end("connection lost")
+
+    def _elsewhere(self, text):
+        """A name that stands for several machines may lead to the right one next time."""
+        if text != self.reason:
+            self.reason = text
+            self.tell("relay: {}; trying again".format(text))
+        self._expect_end("connection lost")
 
     def _expect_end(self, why):
         """The client ends by itself now: with an exit code that tells more, and after its last words."""
@@ -2719,7 +2730,8 @@ class Session:
 
     def _give_up(self):
         text = "the connection has not come back within {} min, and the kernel is hung up on"
-        self.error, self.reason = LOST, text.format(self.minutes)
+        text = text.format(self.minutes)
+        self.error, self.reason = LOST, "{}; {}".format(text, self.reason) if self.reason else text
         self.tell("relay: " + self.reason)
 
     def _wait(self, seconds):

@@ -232,7 +232,8 @@ class Kernel:
         self.names, self.replacing = 0, False
 
 
-CALLBACKS = ["noise", "attached", "note", "ports", "started", "text", "open", "exit", "ended", "lost", "over"]
+CALLBACKS = ["noise", "attached", "note", "ports", "started", "text", "open", "exit", "ended", "lost"]
+CALLBACKS += ["elsewhere", "over"]
 
 
 class Launcher:
@@ -253,7 +254,7 @@ class Launcher:
         name = "relay-" + relay.session_name(self.near.secret)
         machine.names += [os.path.join(folder, name) for folder in relay.folders()]
         self.kernels, self.notes, self.noise, self.lost = {}, [], "", []
-        self.over = None
+        self.over = self.elsewhere = None
         self.attached = 0
         self.facts = None
         self.connection = None
@@ -390,6 +391,9 @@ class Launcher:
         self.lost.append(text)
         if self.reconnect:
             self.loop.after(self.pause, lambda: self.near.over or self.near.line or self.connect())
+
+    def _elsewhere(self, text):
+        self.elsewhere = text
 
     def _over(self, text, error):
         self.over = (text, error)
