@@ -30,6 +30,7 @@ READ = 1 << 18  # the most that is read at once
 KEEP = 1 << 22  # what is not acknowledged, and kept, before the sources have to wait
 QUEUE = 1 << 18  # what is not even written: more would only make the next key press wait
 VECTOR = 500  # buffers in one call of the system, which allows 1024
+SMALL = 4096  # bytes; a peer that writes less at once, and again, may be waiting for the first to be acknowledged
 COST = 200  # of a frame apart from its body, so that many small ones are bounded too
 WINDOW = 1 << 20  # the credit of a channel in use
 INITIAL = 1 << 16  # the credit that each channel begins with
@@ -842,10 +843,11 @@ class SocketEnd:
         self.pending = deque()
         self.count = 0  # of bytes read
         self.reading = self.read_all = self.finishing = self.wrote_all = self.closing = self.denied = False
-        self.connecting = None
+        self.connecting = self.quick = None
         connection.setblocking(False)
         if connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.quick = getattr(socket, "TCP_QUICKACK", None)  # Linux
         if connecting:
             self.connecting = loop.after(15, self.abort)
             loop.writers[connection] = self._connected
@@ -929,6 +931,8 @@ class SocketEnd:
             self.wrote_all = True
         if count:
             self.count += count
+            if count < SMALL and self.quick:
+                self.socket.setsockopt(socket.IPPROTO_TCP, self.quick, 1)  # holds for this once
             self.on_data(BUFFER[:count])
             return
         self.read_all = True

@@ -430,18 +430,20 @@ def test_a_login_that_needs_a_person_is_retried_until_it_does_not(desk, machine,
     assert count(desk, "the connection is lost: ") == 1
 
 
-def fall_asleep(desk):
-    """Freeze the launcher and its client, as the lid of a laptop does; returns what wakes them up."""
-    asleep = ssh_clients(desk)  # first, so that the launcher has read all that it has said
-    asleep += [pid for pid in desk.processes() if pid not in asleep]
-    for pid in asleep:
-        os.kill(pid, signal.SIGSTOP)
-
-    def wake_up():
-        for pid in reversed(asleep):
-            os.kill(pid, signal.SIGCONT)
-
-    return wake_up
+def take_a_nap(desk):
+    """Freeze the launcher and its client for 2 s, as the lid of a laptop does. The client falls asleep first, and
+    wakes up last, so that the launcher finds nothing when it looks."""
+    clients = ssh_clients(desk)
+    others = [pid for pid in desk.processes() if pid not in clients]
+    for pids, number, seconds in (
+        (clients, signal.SIGSTOP, 0.1),
+        (others, signal.SIGSTOP, 2),
+        (others, signal.SIGCONT, 0.2),
+        (clients, signal.SIGCONT, 0),
+    ):
+        for pid in pids:
+            os.kill(pid, number)
+        time.sleep(seconds)
 
 
 @clients
@@ -451,14 +453,12 @@ def test_a_connection_that_has_survived_a_nap_is_not_taken_for_dead(desk, machin
     alter(desk, DEAD_SECONDS=near.format(1.0), PING_SECONDS=0.4, ASLEEP_SECONDS=0.5)
     end = desk.launch(machine, "callback", "--relay", client=client)
     end.accept()
-    wake_up = fall_asleep(desk)
-    end.busy(2)
-    wake_up()
+    clients = ssh_clients(desk)
+    take_a_nap(desk)
     end.echo(100000)
-    kill_client(desk, machine)
-    came_back(desk)
-    assert count(desk, "the connection is lost: ") == 1
+    assert ssh_clients(desk) == clients
     quits(end)
+    assert count(desk, "the connection is lost: ") == 0
 
 
 def test_a_connection_that_has_died_meanwhile_is_found_dead_on_waking_up(desk, machine):
@@ -468,9 +468,7 @@ def test_a_connection_that_has_died_meanwhile_is_found_dead_on_waking_up(desk, m
     end.echo(100000)
     machine.freeze()  # its server lets new logins in, but nothing comes from the old one
     try:
-        wake_up = fall_asleep(desk)
-        end.busy(2)
-        wake_up()
+        take_a_nap(desk)
         begin = time.monotonic()
         logged(desk, "the connection is lost: nothing has come for ")
         came_back(desk)
