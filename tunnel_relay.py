@@ -32,6 +32,7 @@ READ = 1 << 18  # the most that is read at once
 KEEP = 1 << 22  # what is not acknowledged, and kept, before the sources have to wait
 QUEUE = 1 << 18  # what is not even written: more would only make the next key press wait
 VECTOR = 500  # buffers in one call of the system, which allows 1024
+SMALL = 4096  # bytes; a peer that writes less at once, and again, may be waiting for the first to be acknowledged
 COST = 200  # of a frame apart from its body, so that many small ones are bounded too
 WINDOW = 1 << 20  # the credit of a channel in use
 INITIAL = 1 << 16  # the credit that each channel begins with
@@ -846,10 +847,11 @@ class SocketEnd:
         self.pending = deque()
         self.count = 0  # of bytes read
         self.reading = self.read_all = self.finishing = self.wrote_all = self.closing = self.denied = False
-        self.connecting = None
+        self.connecting = self.quick = None
         connection.setblocking(False)
         if connection.family in (socket.AF_INET, socket.AF_INET6):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.quick = getattr(socket, "TCP_QUICKACK", None)  # Linux
         if connecting:
             self.connecting = loop.after(15, self.abort)
             loop.writers[connection] = self._connected
@@ -933,6 +935,8 @@ class SocketEnd:
             self.wrote_all = True
         if count:
             self.count += count
+            if count < SMALL and self.quick:
+                self.socket.setsockopt(socket.IPPROTO_TCP, self.quick, 1)  # holds for this once
             self.on_data(BUFFER[:count])
             return
         self.read_all = True
@@ -2520,8 +2524,8 @@ def far_main():
         else:
             text = (
                 "the relay on {} is gone: killed, or the machine was restarted, or nobody came back to it for {} "
-                "min; where systemd has KillUserProcesses=yes it ends what outlives a login, and "
-                "`loginctl enable-linger` there allows it"
+                "min; where systemd has KillUserProcesses=yes it ends what outlives a login, unless its "
+                "administrator sets KillUserProcesses=no, or your name in KillExcludeUsers, in logind.conf"
             )
             refuse(1, GONE, text.format(host, facts.get("minutes")))
         return NO_SESSION
@@ -2552,7 +2556,7 @@ def sent_source(path=None):
     import zlib
 
     with open(path or __file__, "rb") as stream:
-        text = stream.read()
+        text = stream.read().replace(b"\r\n", b"\n")  # as git may have it on Windows
     text = text[: text.index(b"- near end\n")]
     packed = zlib.compress(text[: text.rindex(b"\n")] + b"\nsys.exit(far_main())\n", 9)
     return "{:08d}".format(len(packed)).encode("ascii") + packed
@@ -2613,8 +2617,9 @@ class Near:
     - ``on_arrived(kernel)``: all its data has arrived here
     - ``on_ended(kernel, code)``: all its data has been handed out; its ends are no more
     - ``on_lost(text)``: the connection is no more; attach another
+    - ``on_elsewhere(text)``: the login has come to another machine than that of the session; attach another
     - ``on_over(text, error)``: the session is no more. ``error`` is None after its last kernel, else GONE,
-      ELSEWHERE, VERSIONS, ALTERED or REFUSED
+      VERSIONS, ALTERED or REFUSED
     """
 
     def __init__(self, loop, minutes=60, end=()):
@@ -2628,6 +2633,7 @@ class Near:
         self.on_noise = self.on_attached = self.on_note = self.on_ports = self.on_started = self.on_text = nothing
         self.on_open = self.on_exit = self.on_arrived = self.on_ended = self.on_lost = self.on_over = nothing
         self.on_job = nothing
+        self.on_elsewhere = nothing
         self.kernels, self.codes = set(), {}  # those that have not ended; exit codes, while there is data left
         self.unwanted, self.finished = set(), False
         self.count, self.tries, self.host, self.line, self.over = 0, 0, None, None, False
@@ -2718,7 +2724,8 @@ class Near:
     def _hello(self, facts):
         if "error" in facts:
             self.detach()
-            self._is_over(printable(facts.get("text")), printable(facts["error"]))
+            text, error = printable(facts.get("text")), printable(facts["error"])
+            self.on_elsewhere(text) if error == ELSEWHERE else self._is_over(text, error)
             return
         again, self.host = self.host is not None, printable(facts.get("host"))
         self.end_others = []
@@ -3002,6 +3009,7 @@ class Session:
         near = self.near
         near.on_noise, near.on_note = self._noise, lambda text: self.tell("relay: " + text)
         near.on_attached, near.on_lost, near.on_over = self._attached, self._lost, self._over
+        near.on_elsewhere = self._elsewhere
         near.on_ports = lambda kernel, ports: self.kernels[kernel].listening(ports)
         near.on_started = lambda kernel: self.kernels[kernel].on_started()
         near.on_text = lambda kernel, text: self.kernels[kernel].text(text)
@@ -3075,7 +3083,7 @@ class Session:
                 "relay",
                 "Python {}, process {} on {}".format(facts.get("python"), facts.get("pid"), facts.get("host")),
             )
-        self.attached, self.lost_at = True, None
+        self.attached, self.lost_at, self.reason = True, None, None
 
     def _lost(self, text):
         if self.attached and self.lost_at is None:
@@ -3086,6 +3094,13 @@ class Session:
             self._expect_end("connection lost")
         elif current:
             current.end("connection lost")
+
+    def _elsewhere(self, text):
+        """A name that stands for several machines may lead to the right one next time."""
+        if text != self.reason:
+            self.reason = text
+            self.tell("relay: {}; trying again".format(text))
+        self._expect_end("connection lost")
 
     def _expect_end(self, why):
         """The client ends by itself now: with an exit code that tells more, and after its last words."""
@@ -3164,7 +3179,8 @@ class Session:
 
     def _give_up(self):
         text = "the connection has not come back within {} min, and the kernel is hung up on"
-        self.error, self.reason = LOST, text.format(self.minutes)
+        text = text.format(self.minutes)
+        self.error, self.reason = LOST, "{}; {}".format(text, self.reason) if self.reason else text
         self.tell("relay: " + self.reason)
 
     def _wait(self, seconds):

@@ -233,8 +233,8 @@ class Kernel:
         self.names, self.replacing = 0, False
 
 
-CALLBACKS = ["noise", "attached", "note", "ports", "started", "text", "open", "exit", "ended", "lost", "over"]
-CALLBACKS += ["job"]
+CALLBACKS = ["noise", "attached", "note", "ports", "started", "text", "open", "exit", "ended", "lost"]
+CALLBACKS += ["job", "elsewhere", "over"]
 
 
 class Launcher:
@@ -255,7 +255,7 @@ class Launcher:
         name = "relay-" + relay.session_name(self.near.secret)
         machine.names += [os.path.join(folder, name) for folder in relay.folders()]
         self.kernels, self.notes, self.noise, self.lost = {}, [], "", []
-        self.over = None
+        self.over = self.elsewhere = None
         self.attached = 0
         self.facts = None
         self.connection = None
@@ -395,6 +395,9 @@ class Launcher:
         self.lost.append(text)
         if self.reconnect:
             self.loop.after(self.pause, lambda: self.near.over or self.near.line or self.connect())
+
+    def _elsewhere(self, text):
+        self.elsewhere = text
 
     def _over(self, text, error):
         self.over = (text, error)

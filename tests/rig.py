@@ -214,6 +214,7 @@ class KernelMachine:
     :param behind: another kernel machine; this one is then reachable only from there
     :param password: whether the login ``john`` has one
     :param shell: john's login shell, which has to exist (as root only)
+    :param hostname: what it calls itself (as root only); otherwise it has this machine's name
     :param quick: whether clients exchange keys in a way that costs little: the default one takes two thirds of the
         processor time of a launch
 
@@ -224,8 +225,10 @@ class KernelMachine:
 
     user = "john"
 
-    def __init__(self, sshd_options=(), behind=None, password=False, port=22, shell="/bin/bash", quick=False):
-        self.quick = quick
+    def __init__(
+        self, sshd_options=(), behind=None, password=False, port=22, shell="/bin/bash", hostname=None, quick=False
+    ):
+        self.quick, self.hostname = quick, hostname
         self.sshd_options = list(sshd_options)
         self.behind = behind
         self.password = password
@@ -395,9 +398,13 @@ class KernelMachine:
             " mount --bind {0}/run /run && mount --bind {0} /run/rig && mount --bind {0}/tmp /tmp &&"
             " mkdir -p {0} && mount --bind /run/rig {0} && exec {1} -D -f {2} -E {3}"
         ).format(self.folder, sshd_path(), config, self.log)
+        if self.hostname:
+            inside = "echo {} > /proc/sys/kernel/hostname && {}".format(self.hostname, inside)
         self.server = subprocess.Popen(
             ["ip", "netns", "exec", self.namespace]
-            + ["unshare", "-m", "--propagation", "private", "sh", "-c", inside],
+            + ["unshare", "-m", "--propagation", "private"]
+            + ["-u"] * bool(self.hostname)
+            + ["sh", "-c", inside],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -5,12 +5,14 @@ The layers below are tested in test_relay_wire.py and test_relay_far.py.
 
 import hashlib
 import os
+import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
 import threading
+import time
 
 import frontend
 import pytest
@@ -408,6 +410,132 @@ def test_a_login_that_is_refused_meanwhile_is_retried_with_a_long_pause(desk, ma
     quits(end)
 
 
+@clients
+def test_a_login_that_needs_a_person_is_retried_until_it_does_not(desk, machine, client):
+    alter(desk, ASKING_SECONDS=0.5)
+    end = desk.launch(machine, "callback", "--relay", client=client)
+    end.accept()
+    try:
+        machine.restart_server("AuthenticationMethods publickey,password", *SERVER)
+        before = machine.attempts()
+        kill_client(desk, machine)
+        logged(desk, "the login was refused: if it needs a person, log in by hand; next attempt in 0.5 s", 3)
+        assert machine.attempts() - before in (3, 4)
+        assert "Partial publickey for " in machine.server_log(), "the first factor was taken"
+    finally:
+        machine.restart_server(*SERVER)
+    came_back(desk)
+    end.echo()
+    quits(end)
+    assert count(desk, "the connection is lost: ") == 1
+
+
+def take_a_nap(desk):
+    """Freeze the launcher and its client for 2 s, as the lid of a laptop does. The client falls asleep first, and
+    wakes up last, so that the launcher finds nothing when it looks."""
+    clients = ssh_clients(desk)
+    others = [pid for pid in desk.processes() if pid not in clients]
+    for pids, number, seconds in (
+        (clients, signal.SIGSTOP, 0.1),
+        (others, signal.SIGSTOP, 2),
+        (others, signal.SIGCONT, 0.2),
+        (clients, signal.SIGCONT, 0),
+    ):
+        for pid in pids:
+            os.kill(pid, number)
+        time.sleep(seconds)
+
+
+@clients
+def test_a_connection_that_has_survived_a_nap_is_not_taken_for_dead(desk, machine, client):
+    # The far end, which does not sleep, is more patient here than a launcher that is awake.
+    near = "{} if __name__ == 'tunnel_relay' else 30.0"
+    alter(desk, DEAD_SECONDS=near.format(1.0), PING_SECONDS=0.4, ASLEEP_SECONDS=0.5)
+    end = desk.launch(machine, "callback", "--relay", client=client)
+    end.accept()
+    clients = ssh_clients(desk)
+    take_a_nap(desk)
+    end.echo(100000)
+    assert ssh_clients(desk) == clients
+    quits(end)
+    assert count(desk, "the connection is lost: ") == 0
+
+
+def test_a_connection_that_has_died_meanwhile_is_found_dead_on_waking_up(desk, machine):
+    alter(desk, PROBE_SECONDS=0.5, PING_SECONDS=0.4, ASLEEP_SECONDS=0.5)
+    end = desk.launch(machine, "callback", "--relay")
+    end.accept()
+    end.echo(100000)
+    machine.freeze()  # its server lets new logins in, but nothing comes from the old one
+    try:
+        take_a_nap(desk)
+        begin = time.monotonic()
+        logged(desk, "the connection is lost: nothing has come for ")
+        came_back(desk)
+        assert time.monotonic() - begin < 8, "awake it would take 20 s"
+        end.echo(100000)
+    finally:
+        machine.thaw()
+    quits(end)
+
+
+def test_another_login_node_is_named_and_the_right_one_comes_back(request, desk):
+    names = ("login-1", "login-2")
+    nodes = [make_machine(request, sshd_options=SERVER, hostname=name) for name in names]
+    folder = nodes[0].folder
+    for node, name in zip(nodes, names):
+        node.make_ssh(name, ["Host cluster", "HostName " + node.address] + node.client_lines)
+
+    def leads_to(position):
+        """What the name stands for from now on."""
+        link = os.path.join(folder, "draft")
+        os.symlink(nodes[position].path(names[position] + "_config"), link)
+        os.rename(link, os.path.join(folder, "cluster_config"))
+
+    leads_to(0)
+    text = '#!/bin/sh\nexec {} -F {}/cluster_config "$@"\n'.format(shutil.which("ssh"), folder)
+    wrapper = nodes[0].write("ssh-cluster", text, 0o755)
+    end = desk.launch(nodes[0], "callback", "--relay", host="cluster", env={"TUNNEL_SSH": wrapper})
+    end.accept()
+    (kernel,) = nodes[0].kernels()
+    leads_to(1)
+    kill_client(desk, nodes[0])
+    rig.wait_until(lambda: nodes[1].logins() >= 3, 15, "attempts")
+    assert count(desk, "the connection is back") == 0
+    leads_to(0)
+    came_back(desk)
+    end.echo(100000)
+    assert nodes[0].kernels() == [kernel]
+    words = "relay: the session is on login-1, but this login has come to login-2: name login-1 as the host"
+    assert count(desk, words) == 1
+    quits(end)
+    for node in nodes:
+        nothing_left(desk, node)
+
+
+def test_a_hundred_cuts(desk, machine):
+    alter(desk, PAUSES="(0,)")
+    end = desk.launch(machine, "callback", "--relay")
+    end.accept()
+    kernels, chance, number, bulk = machine.kernels(), random.Random(7), 0, None
+    over = time.monotonic() + 20
+    while number < 100 and time.monotonic() < over:
+        if bulk is None or bulk.right == len(bulk.sent):
+            bulk = Bulk(end, 5000000)  # there is always one under way
+        end.busy(chance.uniform(0.02, 0.2))
+        returns = count(desk, "the connection is back after ")
+        kill_client(desk, machine)
+        number += 1
+        if chance.random() < 0.8:  # otherwise the next cut may come during a login
+            came_back(desk, returns + 1)
+        assert not bulk.failures
+    bulk.finish()
+    end.echo()
+    assert number >= 30
+    assert machine.kernels() == kernels
+    quits(end)
+
+
 # -- the end
 
 
@@ -553,7 +681,7 @@ def test_a_relay_that_is_killed_is_told_with_what_to_do(desk, machine):
     code, errors = end.wait(10)
     assert code == 255
     assert re.search("^tunnel: launching controller kernel on .*: the relay on .* is gone", errors)
-    assert "loginctl enable-linger" in errors and errors.count("\n") == 1
+    assert "KillExcludeUsers" in errors and errors.count("\n") == 1
     rig.wait_until(lambda: not machine.kernels(), 5)
     assert len(sockets(machine)) == 1  # it could not remove that
     again = desk.launch(machine, "classic", "--relay")

@@ -6,6 +6,7 @@ import os
 import random
 import socket
 import struct
+import time
 
 import pytest
 
@@ -966,6 +967,27 @@ def test_small_writes_are_not_held_back():
         with socket.create_connection(listener.getsockname()) as connection:
             relay.SocketEnd(relay.Loop(), connection)
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="needs Linux")
+def test_a_peer_that_writes_twice_does_not_wait_for_an_acknowledgement():
+    bench, pauses = Bench(), []
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+        with socket.create_connection(listener.getsockname()) as client:
+            end = relay.SocketEnd(bench.loop, listener.accept()[0])
+            sink = Sink(end)
+            for number in range(1, 31):
+                begin = time.monotonic()
+                client.sendall(b"o")
+                client.sendall(b"k")  # held back until the first is acknowledged, which Linux delays for 40 ms
+                bench.until(lambda number=number: len(sink.data) == 2 * number)
+                pauses.append(time.monotonic() - begin)
+                end.write(b"!")  # in a conversation acknowledgements wait for the answer
+                assert client.recv(1) == b"!"
+    assert sorted(pauses)[15] < 0.02
+    end.abort()
 
 
 def test_a_loop_follows_descriptors_that_are_closed_and_used_again():

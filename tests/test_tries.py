@@ -207,6 +207,14 @@ PLINK_LINES = [
         ["127.0.0.1"],
     ),
     ('plink: unknown option "-pwfile"', "old plink", (SILENT,), []),
+    ("FATAL ERROR: Cannot answer interactive prompts in batch mode", "refused", BEFORE_LOGIN, []),
+    ("FATAL ERROR: Configured password was not accepted", "refused", BEFORE_LOGIN, []),
+    (
+        "FATAL ERROR: No supported authentication methods available (server sent: publickey)",
+        "refused",
+        BEFORE_LOGIN,
+        ["server sent: publickey"],
+    ),
     ("Remote side unexpectedly closed network connection", "dropped", (SILENT,), []),
     ("FATAL ERROR: Remote side unexpectedly closed network connection", "dropped", (SILENT,), []),
     ("FATAL ERROR: Server unexpectedly closed network connection", "dropped", (SILENT,), []),  # up to 0.70

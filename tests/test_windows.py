@@ -6,9 +6,12 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 
+import frontend
 import pytest
+import relay_rig
 import rig
 
 KERNEL = "C:\\Program Files\\Wolfram Research\\Mathematica\\10.1\\math.exe"
@@ -29,10 +32,10 @@ class Wine:
         self.putty = os.path.join(self.drive, "Program Files", "PuTTY")
         os.makedirs(self.putty)
         compiler = ["x86_64-w64-mingw32-gcc", "-municode", "-O1", "-o", os.path.join(self.putty, "plink.exe")]
-        rig.must(*(compiler + [os.path.join(HERE, "standin_plink.c")]))
+        rig.must(*(compiler + [os.path.join(HERE, "standin_plink.c"), "-lws2_32"]))
         source = os.path.join(self.drive, "source of tunnel")
         os.makedirs(source)
-        for name in ("tunnel.py", "tunnel_sub.py", "install.py", "tunnel.m"):
+        for name in ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py", "install.py", "tunnel.m"):
             shutil.copy(os.path.join(rig.LAUNCHERS, name), source)
         self.installed = self.run(python, self.windows(os.path.join(source, "install.py")), "--front-end")
         assert self.installed[0] == 0, self.installed
@@ -277,3 +280,130 @@ def test_the_client_ends_with_a_launcher_that_is_killed(windows):
         os.kill(pid, signal.SIGKILL)
     rig.wait_until(lambda: not windows.plinks(), 10, "the end of plink.exe")
     launcher.communicate(timeout=20)
+
+
+# -- the relay
+
+
+class Server:
+    """What the stand-in plink.exe carries bytes to: runs commands as a server would.
+
+    :param machine: where they run
+    :param status: the file that gets their exit codes
+    """
+
+    def __init__(self, machine, status):
+        self.machine, self.status, self.logins = machine, status, 0
+        self.listener = socket.socket()
+        self.listener.bind(("127.0.0.1", 0))
+        self.listener.listen(5)
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return  # closed
+            self.logins += 1
+            threading.Thread(target=self._run, args=(connection,), daemon=True).start()
+
+    def _run(self, connection):
+        command = frontend.wire.read_until(connection, b"\n").decode("utf-8")
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", command],
+            stdin=connection,
+            stdout=connection,
+            stderr=subprocess.DEVNULL,
+            env=self.machine.environment(),
+            cwd=self.machine.folder,
+        )
+        with open(self.status, "w") as stream:
+            stream.write(str(process.wait()))
+        try:
+            connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the client has gone before
+        connection.close()
+
+    def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.listener.close()
+
+
+@pytest.fixture
+def kernel_machine(windows):
+    with relay_rig.Machine() as machine:
+        machine.server = Server(machine, windows.record + ".status")
+        yield machine
+        machine.server.close()
+
+
+def relayed(windows, machine, role):
+    """A front end that launches a kernel through a relay; with the launcher's process."""
+    script = "tunnel_sub.bat" if role == "compute" else "tunnel.bat"
+    end = frontend.FrontEnd(role)
+    kernel = machine.kernel(*["classic"] * (role == "classic"))
+    behaviour = "carry {}".format(machine.server.port)
+    words = ("--relay", "john@host.example.com", kernel, end.link)
+    return end, windows.start(script, *words, behaviour=behaviour)
+
+
+def stands(end, windows):
+    try:
+        end.accept()
+    except OSError as error:
+        raise AssertionError("{!r}; {}".format(error, windows.log()[1])) from None
+
+
+def test_a_relay_comes_back_and_tells_the_kernels_exit_code(windows, kernel_machine):
+    end, launcher = relayed(windows, kernel_machine, "callback")
+    with end:
+        stands(end, windows)
+        end.echo(100000)
+        for number in (1, 2):
+            for pid in windows.plinks():
+                os.kill(pid, signal.SIGKILL)
+            end.echo(100000)
+            assert kernel_machine.server.logins == 1 + number
+        end.tell(b"!quit 7\n")
+        launcher.wait(30)
+        assert launcher.returncode == 7
+    arguments = windows.recorded()
+    assert "-T" in arguments and "-R" not in arguments
+    text = windows.log()[1]
+    assert text.count("the connection is lost: ") == 2
+    assert len(re.findall(r"the connection is back after \d+\.\d s", text)) == 2
+    assert text.splitlines()[-1].endswith("with exit code 7")
+    rig.wait_until(lambda: not windows.plinks() and not windows.launchers(), 10, "the end of all")
+    kernel_machine.no_process()
+
+
+@pytest.mark.parametrize("role", ["classic", "compute"])
+def test_a_relay_with_other_links(windows, kernel_machine, role):
+    end, launcher = relayed(windows, kernel_machine, role)
+    with end:
+        stands(end, windows)
+        for pid in windows.plinks():
+            os.kill(pid, signal.SIGKILL)
+        end.echo(100000)
+        end.tell(b"!flood 1000000\n")
+        end.expect_flood(1000000)
+    launcher.wait(30)
+    rig.wait_until(lambda: not windows.plinks() and not windows.launchers(), 20, "the end of all")
+    assert "the connection is back after" in windows.log()[1]
+    kernel_machine.no_process()
+
+
+def test_a_relay_that_is_killed_is_told(windows, kernel_machine):
+    end, launcher = relayed(windows, kernel_machine, "callback")
+    with end:
+        stands(end, windows)
+        for pid in kernel_machine.keepers():
+            rig.end_process(pid)
+        assert launcher.wait(30) == 255
+    assert "is gone: killed" in windows.log()[1].splitlines()[-1]
+    rig.wait_until(lambda: not windows.plinks() and not windows.launchers(), 10, "the end of all")
+    for pid in kernel_machine.processes():  # its kernel, which nobody has reaped
+        rig.end_process(pid)
