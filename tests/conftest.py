@@ -183,14 +183,19 @@ class Desk:
             end.leave()
         for end in self.front_ends:
             end.__exit__()
-        for pid in self.processes():
-            if "ControlPersist=60" in rig.command_line(pid):  # a shared connection outlives its kernels
-                rig.end_process(pid)
         try:
+            rig.wait_until(self._end_shared, 5, "the end of shared connections")
             self.no_process()
         finally:
             for pid in self.processes():
                 rig.end_process(pid)
+
+    def _end_shared(self):
+        """Shared connections outlive their kernels, and one may just be going into the background."""
+        found = [pid for pid in self.processes() if "ControlPersist=60" in rig.command_line(pid)]
+        for pid in found:
+            rig.end_process(pid)
+        return not found
 
     def logs(self):
         """The text of all logs, in the order of their names."""

@@ -80,7 +80,7 @@ def supervisor(desk, end):
     named = [pid for pid in desk.processes() if end.link in rig.command_line(pid)]
     if end.role == "compute":
         named = [pid for pid in named if pid != end.launcher.pid]
-    (pid,) = named
+    (pid,) = [pid for pid in named if parent_of(pid) not in named]  # not one that is about to run something else
     return pid
 
 
