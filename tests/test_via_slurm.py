@@ -270,7 +270,7 @@ def test_a_job_that_cannot_be(desk, machine, command, text):
     ends_with(via(desk, machine, command), "--via {}: ".format(command), text)
 
 
-# -- --check and --share
+# -- --check
 
 
 @pytest.mark.parametrize("script", ["tunnel.py", "tunnel_sub.py"])
@@ -293,25 +293,3 @@ def test_check_names_node_and_job(desk, machine, script):
     assert names[:9] == order
     assert re.match(r"Python 3\.\d+\.\d+, process \d+ on node1, job \d+$", dict(steps)["node"])
     assert steps[-1] == ("relay", "the connection was cut, and is back")
-
-
-def test_64_compute_kernels_through_one_login(desk, machine, cluster):
-    alter(desk, SHARE_SECONDS=0.7)
-    before = machine.logins()
-    first = via(desk, machine, "srun -u -n1 -c1", "compute", "--share")
-    assert first.wait(20) == (0, "")
-    ends = [first] + [via(desk, machine, "srun -u -n1 -c1", "compute", "--share") for _ in range(63)]
-    for end in ends[1:]:
-        assert end.wait(60) == (0, "")
-    for end in ends:
-        end.accept()
-    assert len(cluster.kernels()) == len(cluster.jobs()) == 64
-    kill_client(desk, machine)
-    came_back(desk)
-    for end in ends:
-        end.echo(2000)
-    assert machine.logins() == before + 2
-    for end in ends:
-        end.quit()
-    desk.no_process(30)
-    rig.wait_until(lambda: not cluster.jobs(), 20, "the end of all jobs")
