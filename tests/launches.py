@@ -152,6 +152,17 @@ def configured(machine, *lines):
     return machine.make_ssh("configured", ["Host *"] + machine.client_lines + lines)[1]
 
 
+def set_times(desk, **constants):
+    """Have launchers take other values for these constants, as their own last too long for a test, or too short
+    for a busy machine."""
+    path = desk.folder / "tunnel.py"
+    text = path.read_text(encoding="utf-8")
+    for name, value in constants.items():
+        text, count = re.subn("(?m)^{} = .*?(?=  #|$)".format(name), "{} = {}".format(name, value), text)
+        assert count == 1, name
+    path.write_text(text, encoding="utf-8")
+
+
 def patched(desk, machine, role, values, *arguments, **options):
     """``desk.slow`` with a launcher whose constants are others.
 

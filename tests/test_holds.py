@@ -14,7 +14,8 @@ import time
 import frontend
 import pytest
 import rig
-from test_ends import LAUNCHES, all_gone, client_of, launch_all, log_of, shorten, supervisor, users, watchdog_of
+from launches import set_times
+from test_ends import LAUNCHES, all_gone, client_of, launch_all, log_of, supervisor, users, watchdog_of
 
 __all__ = ["users"]  # a fixture
 
@@ -390,7 +391,7 @@ def test_a_kernel_that_prints_much_leaves_a_log_of_bounded_size(desk, machine, t
 
 
 def test_many_short_connections_leave_a_log_of_bounded_size(desk, machine):
-    shorten(desk, LOG_BYTES=1 << 16)
+    set_times(desk, LOG_BYTES=1 << 16)
     end = desk.launch(machine, "classic")
     end.accept()
     port = end.block.first

@@ -11,7 +11,8 @@ import time
 import pytest
 import rig
 from conftest import make_machine
-from test_ends import all_gone, client_of, compute, log_of, shorten, still_running, supervisor, watchdog_of
+from launches import set_times
+from test_ends import all_gone, client_of, compute, log_of, still_running, supervisor, watchdog_of
 from test_failures import silent_server
 
 BOUND = 5  # seconds until all is gone, SIGKILL included; the README states it
@@ -98,7 +99,7 @@ def test_kernel_quits_before_the_front_end_closes_its_links(desk, machine, role,
 
 
 def test_the_front_end_of_a_computing_kernel_dies(desk, machine, role, client):
-    shorten(desk, LOST_SECONDS=1)
+    set_times(desk, LOST_SECONDS=1)
     before, end = launched(desk, machine, role, client, "computing")
     end.die()
     before.again(end)
@@ -249,7 +250,7 @@ def test_a_silent_server_is_noticed_within_a_minute_by_default():
 
 
 def test_a_shared_connection_goes_a_while_after_its_last_kernel(desk, machine):
-    shorten(desk, SHARE_SECONDS=1)
+    set_times(desk, SHARE_SECONDS=1)
     before = Before(desk, machine)
     ends = [desk.launch(machine, "compute", "--share") for _ in range(2)]
     for end in ends:
