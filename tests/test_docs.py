@@ -29,11 +29,14 @@ LEFT_ALONE = {
     "plink john@host.example.com exit": "plink logs in or fails: it has no way to only read its arguments",
     "plink john@host.example.com /usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel": "the same",
     "module show mathematica": "a cluster's environment modules",
+    "module avail": "the same",
+    "module load mathematica": "the same",
     "which WolframKernel math": "finds a kernel where there is one",
     "module load mathematica; srun ...": "a line for --via, on a cluster",
     "module load mathematica; srun -n1 -u -c 8": "the same",
     "loginctl enable-linger": "changes a machine that has systemd",
     "qsub -I": "a scheduler's",
+    "ssh-add ~/.ssh/id_ed25519": "needs an agent, which a user's desktop has",
     "sudo apt-get install openssh-client": "installs; tests/run.py does it in its own way",
     "sudo apt-get install openssh-server": "the same",
     "ssh -R": "no whole command: names a kind of forward",
@@ -369,11 +372,10 @@ HANG_UP = tunnel_relay.HANG_UP_SECONDS
         ("while the job waits | the job, at once | {:.0f} s |", [1 + tunnel_relay.FRONT_END_SECONDS]),
         ("at once and then every {} s, for {} min | noticed within {:.0f} s |",
          [tunnel_relay.PAUSES[-1], tunnel.RELAY_MINUTES, tunnel_relay.DEAD_SECONDS]),
-        ("how long it waits for a lost connection ({}; 0: not at all)", [tunnel.RELAY_MINUTES]),
     ],
 )  # fmt: skip
-def test_times_in_the_readme_are_those_of_the_code(phrase, numbers):
-    assert phrase.format(*numbers) in flat(README)
+def test_times_in_what_ends_when_are_those_of_the_code(phrase, numbers):
+    assert phrase.format(*numbers) in flat(docs.section(MANUAL, "What ends when"))
 
 
 @pytest.mark.parametrize(
@@ -415,6 +417,12 @@ def test_times_in_the_readme_are_those_of_the_code(phrase, numbers):
 )
 def test_times_and_numbers_in_the_manual_are_those_of_the_code(phrase, numbers):
     assert phrase.format(*numbers) in flat(MANUAL)
+
+
+def test_the_readme_says_how_long_a_relay_waits():
+    said = "how long it waits for a lost connection ({}; 0: not at all)".format(tunnel.RELAY_MINUTES)
+    assert said in docs.section(README, "Options")
+    assert "for an hour (`\"Relay\" -> 600`: for ten)" in flat(README)
 
 
 def test_what_a_refused_login_of_a_relay_costs_is_said():
