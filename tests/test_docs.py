@@ -130,7 +130,7 @@ HANDLERS = (
     (r"(?:python3 tunnel\.py|\S+/tunnel\.sh|env .*/tunnel\.sh) --check ", parse_check),
     (r"(?:(?:sudo )?python3 )?install\.py(?: |$)", parse_install),
     (r"(?:python3 )?(?:tests|benchmarks)/\w+\.py$", compile_script),
-    (r"ssh [a-z@.]+ [a-z/]", parse_ssh),
+    (r"ssh [a-z0-9@.]+ [a-z/]", parse_ssh),
     (r"ssh-keygen ", run_ssh_keygen),
     (r"chmod ", run_chmod),
     (r"tunnel(?:_sub)?\.py +\[options\]", compare_usage),
@@ -422,7 +422,7 @@ def test_times_and_numbers_in_the_manual_are_those_of_the_code(phrase, numbers):
 def test_the_readme_says_how_long_a_relay_waits():
     said = "how long it waits for a lost connection ({}; 0: not at all)".format(tunnel.RELAY_MINUTES)
     assert said in docs.section(README, "Options")
-    assert "for an hour (`\"Relay\" -> 600`: for ten)" in flat(README)
+    assert 'for an hour (`"Relay" -> 600`: for ten)' in flat(README)
 
 
 def test_what_a_refused_login_of_a_relay_costs_is_said():

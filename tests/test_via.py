@@ -33,7 +33,7 @@ def in_a_box(machine):
     return " ".join([shutil.which("bwrap") or "bwrap"] + words)
 
 
-@pytest.mark.parametrize("command", ["nice -n 10", "env X=y", "bwrap"])
+@pytest.mark.parametrize("command", ["nice -n 10", "env X=y", "export X=y;", "bwrap"])
 @pytest.mark.parametrize("client", ["ssh", "plink"])
 def test_any_command_that_runs_another(desk, machine, command, client):
     end = via(desk, machine, in_a_box(machine) if command == "bwrap" else command, client=client)
@@ -42,7 +42,7 @@ def test_any_command_that_runs_another(desk, machine, command, client):
     kernel = (machine.kernels() + [None])[0]
     if command == "nice -n 10":
         assert os.getpriority(os.PRIO_PROCESS, kernel) == 10
-    if command == "env X=y":
+    if "X=y" in command:
         with open("/proc/{}/environ".format(kernel), "rb") as stream:
             assert b"X=y" in stream.read().split(b"\0")
     quits(end, 3)
