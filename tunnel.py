@@ -28,11 +28,13 @@ ALIVE_SECONDS, ALIVE_COUNT = 15, 3  # a server that has fallen silent is noticed
 VERIFY_SECONDS = 0.3  # how long a path that has not been seen to run may still turn out to be wrong
 SHARED_SECONDS = 20  # how long a connection of the user's own may take to answer a relay
 SESSION_SECONDS = 1.0  # until an old client that shares a connection and says no more is taken to have a session
+MASTER_SECONDS = 5.0  # until the process behind a shared connection that says nothing is given up
 HUNG_SECONDS = 3.0  # until a connection over which a newer one gets no session is given up
 LOST_SECONDS = 5.0  # from the main link's end to that of a kernel which has not noticed
 STALL_SECONDS = 60  # how long a front end may take none of what its kernel has left behind
 QUIET_SECONDS = 5  # how long nothing may come, after the kernel's end, from who still holds its connections
 LATE_SECONDS = 5.0  # how long the client may go on once nothing of ours is left
+KNOWN_SECONDS = 2.0  # the same where the kernel's exit code is known already
 KILL_SECONDS = 1.0  # from SIGTERM to SIGKILL
 CALLBACK_SECONDS = 120  # a kernel that has not called back by then is noted in the log
 NAMES_SECONDS = 300  # how long the switchboard looks for link names
@@ -1400,7 +1402,7 @@ LICENCE_DIAGNOSES = (
     (
         r".*\b(?:no valid password|valid password|licen[sc]e|not activated|activation)\b.*",
         "the kernel {kernel} found no licence",
-        "activate it on {host}, or free a licence: {said}",
+        "activate it on {host}, or free a licence: {found}",
     ),
 )
 # Shells whose exit code does not tell (csh, cmd.exe) say it in a line that names the path.
@@ -1479,7 +1481,6 @@ def explain(launch, facts, settings, request=None):
         "kernel": request.kernel.path,
         "by_hand": by_hand,
         "seconds": " within {} s".format(launch.connect_seconds) if launch.connect_seconds else "",
-        "said": (facts.printed or [""])[-1].strip(),
         "aside": "; on the way there: " + facts.aside[-1].strip() if facts.proxy and facts.aside else "",
     }
     why = explain_kernel(facts, words) or explain_connection(launch.dialect, facts, settings, words)
@@ -2028,8 +2029,8 @@ def write_all(pipe, data):
 
 
 def catch_signals(loop, on_signal):
-    """Have ``on_signal`` called for what asks this process to end, and ``loop`` wake up for it and for the end of
-    any child.
+    """Have ``on_signal(number)`` called for what asks this process to end, and ``loop`` wake up for it and for the
+    end of any child. It is the loop that calls it: a handler could come in the middle of anything.
 
     :returns: what has to be kept for as long as that shall go on
     """
@@ -2051,13 +2052,20 @@ def catch_signals(loop, on_signal):
             return os.read(near, size)
 
         signal.signal(signal.SIGCHLD, lambda *_: None)
+    pending = []
+
+    def wake():
+        read(512)
+        while pending:
+            on_signal(pending.pop(0))
+
     signal.set_wakeup_fd(wakeup)
-    loop.readers[near] = lambda: read(512)
+    loop.readers[near] = wake
     for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
         number = getattr(signal, name, None)
         if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
             continue  # nohup means it
-        signal.signal(number, on_signal)
+        signal.signal(number, lambda number, _: pending.append(number))
     return near, far
 
 
@@ -3002,7 +3010,11 @@ class SharedConnections:
         self.settings = settings
         self.memory.change(self._choose)
         path = self._path
-        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            self.launch.log.write("nothing can be shared: {}".format(error))
+            return None
         try:
             if not self._lock(lock):
                 self.launch.log.write("another launch has been logging in for too long: this one goes its own way")
@@ -3413,9 +3425,12 @@ class Try:
     def _expect_answer(self):
         """Give the server another while to go on with the key exchange. ssh's own ``ConnectTimeout`` ends
         with the server's first line, and plink has none."""
-        if self.facts.stage == SILENT:
-            if self.launch.connect_seconds:
-                self.timers.within("answer", self.launch.connect_seconds + 0.5, lambda: self.end("no answer"))
+        if self.facts.stage == SILENT and self.settings.share and not self.is_login:
+            self.timers.within("answer", MASTER_SECONDS, self._hung)  # it is a process of this machine
+        elif self.facts.stage == SILENT:
+            seconds = self.session.patience if self.session else self.launch.connect_seconds
+            if seconds:
+                self.timers.within("answer", seconds + 0.5, lambda: self.end("no answer"))
         else:
             self.timers.disarm("answer")
 
@@ -3550,7 +3565,8 @@ class Try:
         behind. The client then ends by itself, unless it carries others, and tells the kernel's exit code."""
         self.delivered = True
         self.board.close()
-        self.timers.within("late", LATE_SECONDS, lambda: self.end("links held"))
+        known = self.facts.status is not None  # as plink tells it
+        self.timers.within("late", KNOWN_SECONDS if known else LATE_SECONDS, lambda: self.end("links held"))
 
 
 def the_relay():
@@ -3582,11 +3598,61 @@ def call_hub(path):
     return caller
 
 
+def become_hub(path):
+    """Listen for launches to come, unless another launch does by now.
+
+    :returns: a connection to that one, or None, and the listening socket, or None
+    :raises OSError: something is in the way
+    """
+    lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        lock_soon(lock)
+        caller = call_hub(path)
+        if caller:
+            return caller, None
+        remove_if_there(path)
+        return None, listen(path, 128)
+    finally:
+        os.close(lock)
+
+
 def hub_path(launch):
     """Where the one process for all compute kernels of this destination listens; None without one."""
     request = launch.request
     shared = request.share and request.role is COMPUTE and request.relay is not None and not request.check
     return share_path(launch.memory.path) + "-hub" if shared and launch.memory.path and not WINDOWS else None
+
+
+def ask_hub(launch, caller, words):
+    """What the hub answers to the words of a launch; None where it does not.
+
+    A blank comes at once, and the rest when the kernel runs, which may take long: it ends with that process.
+    """
+    heard, over = [], []
+
+    def read():
+        try:
+            heard.append(caller.recv(65536))
+        except BlockingIOError:
+            return
+        except OSError:
+            heard.append(b"")  # it has gone
+        launch.loop.cancel(timer)
+        over.extend([] if heard[-1] else [True])
+
+    try:
+        caller.sendall(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))
+    except OSError:
+        pass  # it has gone
+    launch.caught = launch.caught or catch_signals(launch.loop, launch.on_signal)
+    caller.setblocking(False)
+    timer = launch.loop.after(CONNECT_SECONDS, lambda: over.append(False))
+    launch.loop.readers[caller] = read
+    while not over and not launch.signal:
+        launch.loop.step()
+    del launch.loop.readers[caller]
+    caller.close()
+    return b"".join(heard) if over and over[0] else None
 
 
 def hand_over(launch, caller):
@@ -3596,28 +3662,25 @@ def hand_over(launch, caller):
     :returns: the exit code; None where it has gone without a word
     :raises Fatal: the kernel has not been started
     """
-    import _socket
-
     request = launch.request
     words = (str(request.link), request.kernel.path, request.links, launch.log.path or os.devnull)
-    words += (request.via or "",)
-    if request.via:
-        caller.settimeout(None)  # a queue may be long; it ends with that process
-    answer, more = b"", b" "
-    try:
-        caller.sendall(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))
-        while more:
-            more = caller.recv(65536)
-            answer += more
-    except _socket.timeout:
-        raise Fatal("the process that runs the kernels of this host does not answer; end it", 255) from None
-    except OSError:
-        pass  # it has gone
+    answer = ask_hub(launch, caller, words + (request.via or "",))
+    if launch.signal:
+        launch.log.write("ended by signal {}".format(launch.signal))
+        return 128 + launch.signal
+    if answer is None:
+        raise Fatal("the process that runs the kernels of this host does not answer; end it", 255)
+    if answer == b" " and request.via:
+        raise Fatal("the process that ran the kernels of this host has ended before this one's job ran", 255)
+    answer = answer.lstrip()
     if not answer:
         return None
     code, _, text = answer.decode("utf-8", "replace").partition(" ")
-    if code != "0":
-        raise Fatal(text, parse_number(code) or 255)
+    number = parse_number(code)
+    if text and number != 0:
+        raise Fatal(text, number or 255)
+    if number != 0:
+        return 255 if number is None else number
     launch.teller.tell(0, text)
     if text and launch.teller.descriptor is None:
         say(text)
@@ -3642,7 +3705,8 @@ class Launch:
         self.loop = Loop()
         self.environment = client_environment(os.environ)
         self.signal = None  # the number of the one that has come
-        self.current = self.check = self.shared = None
+        self.spared = lambda number: False  # whether one that comes does not end everything
+        self.current = self.check = self.shared = self.caught = None
         self.died = ""  # what is to be said of an earlier kernel
         self.begin = time.monotonic()
         self.memory = Memory(memory_path(request, program, log))
@@ -3663,7 +3727,7 @@ class Launch:
         :raises Fatal: the launch failed; the text says why
         """
         request = self.request
-        self.caught = catch_signals(self.loop, self._on_signal)
+        self.caught = self.caught or catch_signals(self.loop, self.on_signal)
         if WINDOWS and not join_windows_job():
             self.log.write("Windows allows no job: kill the client too, should this launcher be killed")
         if request.check:
@@ -3690,13 +3754,11 @@ class Launch:
         tunnel_relay = the_relay()
         listener, path = None, hub_path(self)
         while path and listener is None:
-            lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-            lock_soon(lock)
-            caller = call_hub(path)  # another launch may have become the hub meanwhile
-            if caller is None:
-                remove_if_there(path)
-                listener = listen(path, 128)
-            os.close(lock)
+            try:
+                caller, listener = become_hub(path)
+            except OSError as error:
+                self.log.write("nothing can be shared: {}".format(error))
+                path = caller = None
             code = hand_over(self, caller) if caller else None
             if code is not None:
                 return code
@@ -3875,7 +3937,9 @@ class Launch:
         self.loop.cancel(timer)
         return client.code, b"".join(said).decode("utf-8", "replace")
 
-    def _on_signal(self, number, _):
+    def on_signal(self, number):
+        if self.signal is None and self.spared(number):
+            return
         self.signal = self.signal or number
         if self.current and self.current.session:
             self.current.session.leave()
@@ -4116,6 +4180,10 @@ def main(script="tunnel", role=CONTROLLER, argv=None):
 
 def start(script, role, argv):
     """Launch, in the background where the role asks for it; returns the exit code."""
+    try:
+        os.getcwd()
+    except OSError:
+        os.chdir("/")  # it has been removed, and some modules could not be imported
     folder = os.path.dirname(os.path.abspath(__file__))
     inside = "TUNNEL_DETACHED" in os.environ
     if inside:

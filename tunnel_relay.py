@@ -1639,6 +1639,8 @@ class Far:
 
 # ------------------------------------------------------------------------------------------------- jobs
 
+ENTERED = b"--tunnel-relay-shell--"  # what the login shell says when it comes to a command
+SHELL_SECONDS = 30  # from its start until then
 READY = b"--tunnel-relay-ready--"  # what the far end beyond a command says first
 BEGIN_SECONDS = 60  # from there until its hello
 COMMAND_SECONDS = 15.0  # from SIGTERM to SIGKILL: a scheduler's command that is killed cannot take its job back
@@ -1652,6 +1654,11 @@ def login_shell():
     return os.environ.get("SHELL") or "/bin/sh"
 
 
+def shell_line(command):
+    """What the login shell is told; all shells read it alike. PATH may be another where the command leads."""
+    return "echo {}; {} /bin/sh".format(ENTERED.decode("ascii"), command)
+
+
 def spawn_command(command, limits):
     """Start what leads to a far end beyond it, in a session of its own, with pipes.
 
@@ -1659,7 +1666,8 @@ def spawn_command(command, limits):
     any (a bash may have been built to want ``-l`` besides): only such a one reads ``/etc/profile`` and what that
     names, where clusters define ``module``. One that sshd runs for a command reads none of it; what such a one
     does read, the file that ``BASH_ENV`` names, is read here too. What all that prints comes before the far end's
-    first word, and is skipped.
+    first word, and is skipped. The shell says when it comes to the command, and gets nothing to read before: a
+    start-up file may run another shell in its place, which would take what it reads for its own.
 
     The command runs ``sh``, without any argument, and that reads what it is to do from its standard input: some
     commands join the arguments that follow, and have a shell read them again.
@@ -1675,7 +1683,7 @@ def spawn_command(command, limits):
     shell = login_shell()
     name = os.path.basename(shell)
     return subprocess.Popen(
-        ["-" + name] + (["-l"] if name == "bash" else []) + ["-c", command + " sh"],
+        ["-" + name] + (["-l"] if name == "bash" else []) + ["-c", shell_line(command)],
         executable=shell,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -1705,7 +1713,7 @@ class Job:
         self.inner.on_control, self.inner.on_open, self.inner.on_text = self._control, self._open, self._text
         self.ends, self.timers = {}, {}
         self.process = self.line = self.result = self.failure = self.code = None
-        self.runs = self.unwanted = self.done = self.gone = self.over = False
+        self.entered = self.runs = self.unwanted = self.done = self.gone = self.over = False
         self.before = self.noise = b""  # the last of standard output, until the far end has said hello
         self.part, self.printed, self.last = b"", 0, b""  # a line so far; bytes; what is told in the end
 
@@ -1723,11 +1731,8 @@ class Job:
         for descriptor in (self.out, self.err):
             os.set_blocking(descriptor, False)
         self.loop.readers[self.out], self.loop.readers[self.err] = self._await, self._hear
+        self._within("shell", SHELL_SECONDS, lambda: self._fail("shell", ""))
         self._tell("via", pid=self.process.pid)
-        try:
-            self.process.stdin.write(beyond_command())
-        except OSError:
-            pass  # it has ended: that is told in a moment
 
     def hang_up(self):
         """End the kernel; one that does not run yet never will."""
@@ -1785,23 +1790,37 @@ class Job:
     # -- what the command prints
 
     def _await(self):
-        """Wait for the far end's first word."""
+        """Wait for the login shell to come to the command, then for the far end's first word."""
         self.before += self._take(self.out)
-        at = self.before.find(READY)
+        if not self.entered and self._skip_to(ENTERED):
+            self.entered = True
+            self._disarm("shell")
+            try:
+                self.process.stdin.write(beyond_command())
+            except OSError:
+                pass  # it has ended: that is told in a moment
+        if not self.entered or not self._skip_to(READY):
+            return
+        if self.gone:
+            return
+        self._within("begin", BEGIN_SECONDS, lambda: self._fail("silent", ""))
+        self.wire.attach({"beyond": True}, before=bytes(globals()["sent"]), fresh=True)
+        self.line = Line(self.loop, self.wire, self.out, self.process.stdin.fileno(), self._broken)
+        self.line.feed(self.before)
+
+    def _skip_to(self, mark):
+        """Pass on what comes before a mark; returns whether that has come."""
+        at = self.before.find(mark)
         if at < 0:
             at = self.before.rfind(b"\n") + 1
             self._print(self.before[:at])
             self.before = self.before[at:][-TEXT_LIMIT:]
             if self.printed > NOISE_LIMIT:
                 self._fail("noise", "")
-            return
+            return False
         self._print(self.before[:at] + b"\n")
-        if self.gone:
-            return
-        self._within("begin", BEGIN_SECONDS, lambda: self._fail("silent", ""))
-        self.wire.attach({"beyond": True}, before=bytes(globals()["sent"]), fresh=True)
-        self.line = Line(self.loop, self.wire, self.out, self.process.stdin.fileno(), self._broken)
-        self.line.feed(self.before[at + len(READY) :])
+        self.before = self.before[at + len(mark) :]
+        return True
 
     def _hear(self):
         self._print(self._take(self.err))
@@ -1915,7 +1934,7 @@ class Job:
     def _kill(self):
         """End the command."""
         if not self.gone and "kill" not in self.timers:
-            self._signal("SIGTERM")
+            self._signal("SIGTERM" if self.entered else "SIGHUP")  # which a shell that waits does not ignore
             self._signal("SIGCONT")  # one that is stopped hears nothing
             self._within("kill", COMMAND_SECONDS, lambda: self._signal("SIGKILL"))
 
@@ -2028,23 +2047,29 @@ def connect_to(name):
 
 
 def listen_as(name):
-    """A Unix socket that listens under a name, in a private folder, and its path; Nones where none can be made."""
+    """Unix sockets that listen under a name: one in a private folder, and, on Linux, one outside of all file
+    systems, since somebody may clear the folder away.
+
+    :returns: those that could be made, and the path of the first, if it has one
+    """
+    listeners, path = [], None
     for folder in folders():
+        if path:
+            break
         try:
             os.mkdir(folder, 0o700)
         except OSError:
             pass  # it is there, or cannot be made: then it is not private either
         if not private(folder):
             continue
-        path = os.path.join(folder, "relay-" + name)
         draft = os.path.join(folder, "new-{}".format(os.getpid()))
         listener = socket.socket(socket.AF_UNIX)
         try:
             remove_stale(folder)
             listener.bind(draft)
             listener.listen(8)
-            os.rename(draft, path)  # who finds it finds it listening
-            return listener, path
+            os.rename(draft, os.path.join(folder, "relay-" + name))  # who finds it finds it listening
+            listeners, path = [listener], os.path.join(folder, "relay-" + name)
         except OSError:
             listener.close()
             remove(draft)
@@ -2053,10 +2078,10 @@ def listen_as(name):
         try:
             listener.bind(abstract_name(name))
             listener.listen(8)
-            return listener, None
+            listeners.append(listener)
         except OSError:
             listener.close()
-    return None, None
+    return listeners, path
 
 
 def remove_stale(folder):
@@ -2145,19 +2170,19 @@ class Keeper:
         self.guests = set()
         self.minutes, self.used, self.done, self.over = 60.0, False, False, False
         self.timer = loop.after(FIRST_SECONDS, self._abandoned)
-        self.listener, self.path = listen_as(session_name(secret))
-        if self.listener:
-            self.listener.setblocking(False)
-            loop.readers[self.listener] = self._accept
-        else:
+        self.listeners, self.path = listen_as(session_name(secret))
+        for listener in self.listeners:
+            listener.setblocking(False)
+            loop.readers[listener] = lambda listener=listener: self._accept(listener)
+        if not self.listeners:
             self.far.channels.control(
                 told="note", text="a lost connection cannot be resumed: no socket can be made"
             )
         self.guests.add(Guest(self, control))
 
-    def _accept(self):
+    def _accept(self, listener):
         try:
-            connection, _ = self.listener.accept()
+            connection, _ = listener.accept()
         except OSError:
             return
         if owned(connection):
@@ -2265,8 +2290,8 @@ class Keeper:
             self.line.close()
         for guest in list(self.guests):
             self.dismiss(guest)
-        if self.listener:
-            self.listener.close()
+        for listener in self.listeners:
+            listener.close()
         if self.path:
             remove(self.path)
             try:
@@ -2398,7 +2423,7 @@ def find_python(program):
 
 def bootstrap_command():
     """The command line for the login shell over there, be it sh, bash, zsh, csh, tcsh or fish."""
-    return "exec sh -c '{}'".format(find_python(FIRST))
+    return "exec /bin/sh -c '{}'".format(find_python(FIRST))
 
 
 def beyond_command():
@@ -2815,7 +2840,9 @@ class Near:
 
 # ------------------------------------------------------------------------------------------------- launcher
 
-PAUSES = (0, 0.5, 1, 2, 4, 8, 10)  # seconds before each attempt to come back; the last one goes on
+# Before each attempt to come back but the first: a tenth of the time since the connection was lost, within bounds.
+PAUSE_PART, LEAST_PAUSE_SECONDS, PAUSE_SECONDS = 0.1, 0.25, 10
+ANSWER_PART, ANSWER_SECONDS = 0.25, 1.0  # the same for how long a server may take to answer one, at least
 SETTLED_SECONDS = 5  # a connection that lasted longer is tried again at once
 ASKING_SECONDS = 60  # the same for a login that was refused: servers shut out whoever tries too often
 LEAVE_SECONDS = 2.0  # for the last words of a launcher that was told to end
@@ -3130,7 +3157,7 @@ class Session:
 
         :returns: None, or facts and settings of the try that was the last one
         """
-        attempt = -1
+        trouble = None  # since when no connection has lasted
         while True:
             self.settled = False
             timer = self.lost_at is not None and self.loop.after(self._left, self._end_late_try)
@@ -3151,16 +3178,30 @@ class Session:
             if self.is_idle():
                 return None
             lasted = facts.connected and self.lost_at - self.attached_at > SETTLED_SECONDS
-            attempt = 0 if lasted else attempt + 1
             if self._left <= 0:
                 self._give_up()
                 return None
-            pause = PAUSES[min(attempt, len(PAUSES) - 1)]
+            pause = 0
+            if lasted or trouble is None:
+                trouble = self.lost_at
+            else:
+                passed = PAUSE_PART * (time.monotonic() - trouble)
+                pause = min(PAUSE_SECONDS, max(LEAST_PAUSE_SECONDS, passed))
             if facts.obstacle == "refused":
                 pause = ASKING_SECONDS
                 text = "the login was refused: if it needs a person, log in by hand; next attempt in {} s"
                 self.log.write(text.format(pause))
             self._wait(min(pause, self._left))
+
+    @property
+    def patience(self):
+        """How many seconds a server may take to answer. Who asks while the network is down asks again ever more
+        rarely, so that a new attempt is answered sooner when it is back."""
+        most = self.launch.connect_seconds
+        if self.lost_at is None:
+            return most
+        seconds = max(ANSWER_SECONDS, ANSWER_PART * (time.monotonic() - self.lost_at))
+        return min(seconds, most) if most else seconds
 
     @property
     def _left(self):
@@ -3210,7 +3251,10 @@ class Hub:
     def __init__(self, tunnel, work, session, listener, path):
         self.tunnel, self.work, self.session, self.path = tunnel, work, session, path
         self.loop, self.listener, self.timer = work.loop, listener, None
-        self.callers, self.tellers = {}, []  # who has not said all yet, with a timer; who has not been told
+        self.callers, self.tellers = (
+            {},
+            [],
+        )  # who has not said all yet, with a timer; how to tell who has not been told
         self.loop.readers[listener] = self._accept
         session.near.linger(tunnel.SHARE_SECONDS + 30)
         session.on_idle, session.is_idle = self._idle, self.is_idle
@@ -3274,18 +3318,33 @@ class Hub:
         except (ValueError, self.tunnel.Fatal):
             self._drop(caller)
             return
-        self.start(request, self.tunnel.Log.at(log), self.tunnel.Teller(caller.detach()))
+        try:
+            caller.send(b" ")  # it is in good hands
+        except OSError:
+            pass  # it has gone: that is seen in a moment
+        self.start(request, self.tunnel.Log.at(log), self.tunnel.Teller(caller.detach()), watched=True)
 
-    def start(self, request, log, teller):
-        """Start a kernel, and say through ``teller`` whether it runs."""
+    def start(self, request, log, teller, watched=False):
+        """Start a kernel, and say through ``teller`` whether it runs.
+
+        :param watched: whether the launch at its other end may go before it has been told
+        :returns: the kernel
+        """
         self.loop.cancel(self.timer)
-        self.tellers.append(teller)
         served = []
 
         def tell(code, text):
+            if watched:
+                self.loop.readers.pop(teller.descriptor, None)
             teller.tell(code, text)
-            if teller in self.tellers:
-                self.tellers.remove(teller)
+            if tell in self.tellers:
+                self.tellers.remove(tell)
+
+        def left():
+            tell(255, "")
+            log.write("the launch has been ended: nothing is run for it any more")
+            served[0].gone = True
+            self.session.near.hang_up(served[0].number)
 
         def started():
             log.write("{:.2f} s: kernel: started".format(served[0].seconds))
@@ -3296,6 +3355,7 @@ class Hub:
         def over(code, connected):
             if connected and not served[0].failure:
                 log.write("the kernel has ended after {:.0f} s with exit code {}".format(served[0].seconds, code))
+                tell(code, "")  # where the front end has gone before it could connect
             else:
                 text = explain_end(self.tunnel, self.work, served[0], code, request)
                 log.write(text)
@@ -3306,13 +3366,32 @@ class Hub:
                 os.close(log.descriptor)
                 log.descriptor = None
 
+        self.tellers.append(tell)
+        if watched:
+            self.loop.readers[teller.descriptor] = left
         served.append(Served(self.tunnel, self.session, request, log, started, over))
+        return served[0]
+
+    def serve_own(self):
+        """Start the kernel of this very launch. As long as it waits, with others, what asks the launch to end ends
+        that kernel only: the others' jobs would lose their places in a queue."""
+        own = self.start(self.work.request, self.work.log, self.work.teller)
+
+        def spared(number):
+            if self.work.teller.told or len(self.session.kernels) < 2 or own.gone:
+                return False
+            self.work.log.write("ended by signal {}; kernels of other launches go on".format(number))
+            self.work.teller.tell(128 + number, "")
+            own.gone = True
+            own.near.hang_up(own.number)
+            return True
+
+        self.work.spared = spared
 
     def fail(self, code, text):
         """Tell all launches that still wait that nothing becomes of theirs."""
-        for teller in self.tellers:
-            teller.tell(code, text)
-        self.tellers = []
+        for tell in list(self.tellers):
+            tell(code, text)
 
     def is_idle(self):
         """Whether nobody needs the connection; then nobody is let in any more."""
@@ -3372,6 +3451,8 @@ JOB_ENDS = (
 )
 JOB_STAGES = {
     "start": "the login shell there cannot be run",
+    "shell": "the login shell there does not come to it: a start-up file runs another shell, waits for something,"
+    " or sends its output elsewhere",
     "before": "it ended{code} before the relay ran through it",
     "begun": "it ended{code} while the relay was being sent through it",
     "runs": "it ended{code}, and the kernel with it",
@@ -3381,6 +3462,7 @@ JOB_STAGES = {
     "twice": "it runs the relay more than once; have it run one task, as srun does with -n1",
     "altered": "it changes what passes, or prints on standard output while the kernel runs",
 }
+NO_WAY_BACK = "its standard output does not come back; it has to pass that on"
 JOB_CODES = {
     126: "it cannot be run",
     127: "there is no such command",
@@ -3389,6 +3471,8 @@ JOB_CODES = {
     NO_ANSWER: "its standard input ended while the relay was being sent; it has to pass standard input on",
     BAD_HELLO: "what was sent through it arrived altered, or not at all",
     ENDED: "what was sent through it arrived altered, or a defect stopped the relay there",
+    -14: NO_WAY_BACK,
+    142: NO_WAY_BACK,
     TERMINAL: "it gives the relay a terminal, which changes what passes; leave out --pty, -t or what asks for it",
 }
 
@@ -3425,7 +3509,9 @@ def preview(tunnel, request):
         "link name for the kernel: its ports are chosen over there\n"
     ).format(
         len(sent_source()),
-        "the relay is run by the login shell there through: {} sh\n".format(request.via) if request.via else "",
+        "the relay is run by the login shell there through: {}\n".format(shell_line(request.via))
+        if request.via
+        else "",
         tunnel.printable([request.kernel.path] + words),
     )
 
@@ -3467,7 +3553,7 @@ def launch(tunnel, work, settings, listener=None, path=None):
     hub = served = last = None
     if listener:
         hub = Hub(tunnel, work, session, listener, path)
-        hub.start(work.request, work.log, work.teller)
+        hub.serve_own()
     else:
         served = Served(tunnel, session, work.request, work.log, started, over)
     try:
@@ -3490,6 +3576,15 @@ def launch(tunnel, work, settings, listener=None, path=None):
             each.close()
 
 
+def no_relay(work, session, facts):
+    """One line on a login in which something else ran than the relay."""
+    said = [line.strip() for line in session.noise + facts.aside + facts.printed if line.strip()]
+    host = work.request.destination.host
+    return "the login ran, but no relay: a start-up file or the server runs something else ({}); see {}".format(
+        (["it said nothing"] + said)[-1][:200], "what `ssh {} 'exec /bin/sh -c true'` says".format(host)
+    )
+
+
 def verdict(tunnel, work, session, last, outcome):
     """The exit code of a session that is over.
 
@@ -3506,8 +3601,8 @@ def verdict(tunnel, work, session, last, outcome):
     if last:
         facts, settings = last
         text = explain_start(facts.code, "\n".join(session.noise + facts.aside + facts.printed))
-        if text and facts.stage == tunnel.STARTED:
-            raise tunnel.Fatal(tried + text, 255)
+        if facts.stage == tunnel.STARTED and facts.stopped_by in (None, "no relay"):
+            raise tunnel.Fatal(tried + (text or no_relay(work, session, facts)), 255)
         raise tunnel.Fatal(tunnel.explain(work, facts, settings), tunnel.verdict(work.dialect, facts))
     if session.silent:
         facts = tunnel.Facts()

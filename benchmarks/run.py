@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measure what the README states: start-up, launches, bulk transfer, memory. Prints ratios of one run.
 
-usage: python3 benchmarks/run.py [startup|channels|launches|bulk|latency|memory ...]
+usage: python3 benchmarks/run.py [startup|channels|launches|bulk|latency|memory|relay ...]
 
 Everything that is compared is measured alternately in the same run, and medians are compared. As root, since
 the kernel machine is a network namespace here.
@@ -23,6 +23,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(sys.path[0], "tests"))
 
 import frontend
+import relay_rig
 import rig
 import run as setup
 
@@ -368,6 +369,134 @@ class Bench:
             line("waiting launcher, processor: " + role, 100 * used / 5, "%")
             end.__exit__()
 
+    def relay(self):
+        """What a relay takes: to come back, while nothing happens, with all buffers full, with many kernels."""
+        self.comes_back()
+        self.idles()
+        self.holds()
+        self.carries_many()
+
+    def relayed(self):
+        """A front end with all channels of a controller kernel, its launcher's process id, and its keeper's."""
+        rig.wait_until(lambda: not self.machine.sessions(), 20, "the end of the session before")
+        end = frontend.FrontEnd("callback")
+        words = ["--relay", self.machine.destination, self.modern]
+        end.launch(*words, environment=self.environment, command=self.drop_in("tunnel"))
+        end.accept()
+        (keeper,) = [pid for pid in self.machine.pids() if relay_rig.is_keeper(pid)]
+        return end, end.launcher.pid, keeper
+
+    def comes_back(self):
+        """A network that is gone for 5 s, with the connection lost at that moment, or not."""
+
+        def login():
+            subprocess.check_call([self.machine.ssh, self.machine.address, "true"], stderr=subprocess.DEVNULL)
+
+        bare = compare({"login": login}, 5)["login"]
+        kinds = (("connection lost", True, False), ("lost, cable pulled", True, True), ("not lost", False, False))
+        for name, lost, link in kinds:
+            times = []
+            for _ in range(3 if lost else 1):
+                end = self.relayed()[0]
+                self.machine.cut(link)
+                end.channels[2].sendall(b"x")
+                for pid in rig.processes_with("XDG_RUNTIME_DIR=" + self.folder) if lost else ():
+                    if rig.process_name(pid) == "ssh":
+                        rig.end_process(pid)
+                time.sleep(5)
+                self.machine.mend()
+                begin = time.perf_counter()
+                end.channels[2].recv(1)
+                times.append(time.perf_counter() - begin)
+                end.__exit__()
+            aim = "aim: a login ({:.2f}) + 1".format(bare) if lost else "TCP's own time"
+            line("data flows after 5 s without network, " + name, statistics.median(times), "s", aim)
+
+    def idles(self):
+        """How often an idle session wakes up."""
+        end, *pids = self.relayed()
+        before = [self.status(pid, "voluntary_ctxt_switches") for pid in pids]
+        time.sleep(8)
+        for name, pid, count in zip(("launcher", "relay"), pids, before):
+            line(
+                "idle session, wake-ups per second: " + name,
+                (self.status(pid, "voluntary_ctxt_switches") - count) / 8,
+                "",
+                "aim: 2",
+            )
+        end.__exit__()
+
+    def holds(self):
+        """The most memory of either end: nobody reads on either side, then the network goes in the middle of a
+        transfer both ways, then it is back."""
+        end, *pids = self.relayed()
+        end.tell(b"!flood-all 20000000\n")
+        for channel in end.channels:
+            channel.setblocking(False)
+        block = bytearray(MEGABYTE)
+
+        def move(act, most=None, quiet=1.0):
+            """``act`` on all channels, until ``most`` bytes have moved or none for a while."""
+            moved, last = 0, time.monotonic()
+            while time.monotonic() - last < quiet and (most is None or moved < most):
+                before = moved
+                for channel in end.channels:
+                    try:
+                        moved += act(channel)
+                    except BlockingIOError:
+                        pass
+                if moved == before:
+                    time.sleep(0.01)
+                else:
+                    last = time.monotonic()
+
+        def fill():
+            move(lambda channel: channel.send(block))
+
+        fill()
+        move(lambda channel: channel.recv_into(block), most=50 * MEGABYTE)
+        self.machine.cut()
+        fill()
+        self.machine.mend()
+        fill()
+        for name, pid in zip(("launcher", "relay"), pids):
+            line("every buffer full, memory: " + name, self.status(pid, "VmHWM") / 1024, "MB", "aim: 40")
+        end.__exit__()
+
+    def carries_many(self):
+        """64 compute kernels of one shared relay."""
+        folder = tempfile.mkdtemp(prefix="tunnel-run-")
+        ends = [frontend.FrontEnd("compute") for _ in range(64)]
+        one = self.launcher("--relay", "--share")
+        for end in ends:
+            one(end, self.kernel, folder)
+        for end in ends:
+            end.accept()
+        for end in ends:
+            end.echo(100000)
+        pids = rig.processes_with("XDG_RUNTIME_DIR=" + folder)
+        line(
+            "64 kernels, --relay --share, memory here",
+            sum(self.status(pid, "VmRSS") for pid in pids) / 1024,
+            "MB",
+            "{} processes, aim: 80".format(len(pids)),
+        )
+        for end in ends:
+            end.__exit__()
+        for pid in pids:
+            try:
+                os.kill(pid, signal.SIGTERM)
+            except OSError:
+                pass  # it has ended meanwhile
+        rig.wait_until(lambda: not rig.processes_with(folder), 20, "the end of what was launched")
+        shutil.rmtree(folder)
+
+    @staticmethod
+    def status(pid, name):
+        """A number in what the system tells of a process."""
+        with open("/proc/{}/status".format(pid)) as stream:
+            return int(dict(each.split(":", 1) for each in stream)[name].split()[0])
+
     @staticmethod
     def ticks(pid):
         with open("/proc/{}/stat".format(pid)) as stream:
@@ -377,7 +506,7 @@ class Bench:
 
 def main(names):
     setup.install_packages({name: setup.PACKAGES[name] for name in ("sshd", "ssh", "ip", "openssl")})
-    names = names or ["startup", "channels", "launches", "bulk", "latency", "memory"]
+    names = names or ["startup", "channels", "launches", "bulk", "latency", "memory", "relay"]
     with open("/proc/cpuinfo") as stream:
         models = [each.partition(":")[2].strip() for each in stream if each.startswith("model name")]
     version = subprocess.run(["ssh", "-V"], stderr=subprocess.PIPE).stderr.decode().strip()

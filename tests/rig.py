@@ -319,13 +319,17 @@ class KernelMachine:
         ports = 'echo "61100 64999" > /proc/sys/net/ipv4/ip_local_port_range'
         must("ip", "netns", "exec", self.namespace, "sh", "-c", "ip link set lo up && " + ports)
 
-    def _introduce(self):
-        """Tell each end the other's hardware address, so that nobody notices that nobody answers for it."""
+    def _introduce(self, wrong=None):
+        """Tell each end the other's hardware address, so that nobody notices that nobody answers for it.
+
+        :param wrong: an address to tell in its place
+        """
         for (where, device), (other_where, other), address in zip(
             self._ends, reversed(self._ends), (self.address, self.gateway)
         ):
             hardware = must("ip", *(other_where + ("-o", "link", "show", other))).partition("link/ether ")[2]
-            words = ("neigh", "replace", address, "lladdr", hardware.split()[0], "dev", device, "nud", "permanent")
+            hardware = wrong or hardware.split()[0]
+            words = ("neigh", "replace", address, "lladdr", hardware, "dev", device, "nud", "permanent")
             must("ip", *(where + words))
 
     def _make_user_namespace(self):
@@ -663,7 +667,8 @@ class KernelMachine:
             where, device = self._cable()[0]
             must("ip", *(where + ("link", "set", device, "down")))
         else:
-            self._queue("pfifo", "limit", "0")
+            # To hardware that is not there: a queue that drops tells its sender, who then tries twice a second.
+            self._introduce("02:00:00:00:00:00")
 
     def mend(self):
         """Undo ``cut``; addresses, routes and shape are as before."""

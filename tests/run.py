@@ -32,7 +32,7 @@ import rig
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENVS = os.path.join(ROOT, ".venvs")
 DURATIONS = os.path.join(VENVS, "durations.json")
-WORKERS = 6
+WORKERS = 7
 FILE_SECONDS = 400  # then a file of tests is stopped, and has failed
 PACKAGES = {  # what has to be on PATH, and Debian's package for it
     "sshd": "openssh-server",
@@ -58,7 +58,9 @@ PACKAGES = {  # what has to be on PATH, and Debian's package for it
 }
 WINDOWS_PYTHONS = {"3.6": "3.8.0"}  # for each Python under test; the newest otherwise
 WINDOWS_PYTHON = "3.13.0"
-ONCE = ["tests/test_tunnel_m.py"]  # what runs in Mathics3 has one Python only
+# What is said for one Python is said for all: Mathics3 has its own, and a scheduler's limits have none.
+ONCE = ["tests/test_tunnel_m.py", "tests/test_via_limits.py"]
+SLOWEST = ["relay", "ends", "via", "via_slurm", "via_limits", "conditions", "configurations", "leftovers", "share"]
 MATHICS = ["Mathics3==10.0.1", "packaging"]
 # Options of pytest whose value is the next argument, and no file to run.
 WITH_VALUE = ["-k", "-m", "-o", "-p", "-c", "-r", "-W", "--deselect", "--ignore", "--maxfail", "--tb"]
@@ -270,6 +272,8 @@ def guess(path):
     size; for a computation its size. Only the order matters."""
     with open(os.path.join(ROOT, path), encoding="utf-8") as stream:
         text = stream.read()
+    if path[len("tests/test_") : -len(".py")] in SLOWEST:
+        return len(text) * 100
     return len(text) * (4 if "machine" in text else 1)
 
 
@@ -416,8 +420,8 @@ def main(arguments):
     if mathics:
         environment["TUNNEL_MATHICS"] = mathics
     files, options = chosen(arguments)
-    # All of it runs on the newest Python; on the oldest every fourth test that launches something.
-    samples = {python: "1" if arguments or python is pythons[-1] else "4" for python in pythons}
+    # All of it runs on the newest Python; on the oldest every sixth test that launches something.
+    samples = {python: "1" if arguments or python is pythons[-1] else "6" for python in pythons}
     rig.sweep()
     contained = can_contain()
     report = run_all(

@@ -67,6 +67,8 @@ class Cluster:
     def __init__(self, machine, processors=128):
         self.machine, self.processors = machine, processors
         self.namespace = machine.namespace + "-node"
+        # Another test process takes away what nobody claims, see rig.sweep.
+        self._claim = rig.claim("network-{}-node".format(machine.number))
         self.daemons = {}
 
     def path(self, *parts):

@@ -371,7 +371,7 @@ HANG_UP = tunnel_relay.HANG_UP_SECONDS
         ("relay, and the process here | {} s |", [tunnel.SHARE_SECONDS]),
         ("while the job waits | the job, at once | {:.0f} s |", [1 + tunnel_relay.FRONT_END_SECONDS]),
         ("at once and then every {} s, for {} min | noticed within {:.0f} s |",
-         [tunnel_relay.PAUSES[-1], tunnel.RELAY_MINUTES, tunnel_relay.DEAD_SECONDS]),
+         [tunnel_relay.PAUSE_SECONDS, tunnel.RELAY_MINUTES, tunnel_relay.DEAD_SECONDS]),
     ],
 )  # fmt: skip
 def test_times_in_what_ends_when_are_those_of_the_code(phrase, numbers):
@@ -388,7 +388,7 @@ def test_times_in_what_ends_when_are_those_of_the_code(phrase, numbers):
         ("another block of ports is drawn, at most {} times", ["five"][: tunnel.TRIES == 5]),
         ("another block of ports, at most {} |", [tunnel.TRIES]),
         ("ends the kernel, within {} s", [SILENT]),
-        ("with pauses that grow to {} s, for an hour", [tunnel_relay.PAUSES[-1]]),
+        ("with pauses that grow to {} s, for an hour", [tunnel_relay.PAUSE_SECONDS]),
         ("which waits {} minutes, or MINUTES", [tunnel.RELAY_MINUTES]),
         ("is tried at once and given {:.0f} s, then made anew", [tunnel_relay.PROBE_SECONDS]),
         ("a network goes silent | noticed within {:.0f} s |", [tunnel_relay.DEAD_SECONDS]),

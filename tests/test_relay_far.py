@@ -916,7 +916,8 @@ def test_a_folder_that_is_not_private_is_not_used(tmp_path, monkeypatch):
     folders = relay.folders()
     os.mkdir(folders[0], 0o755)
     os.symlink(str(tmp_path), folders[1])
-    listener, path = relay.listen_as("0123456789abcdef")
+    (listener, outside), path = relay.listen_as("0123456789abcdef")
+    outside.close()
     with listener:
         assert path.startswith(folders[2]) and private_mode(folders[2]) == 0o700
         connection = relay.connect_to("0123456789abcdef")

@@ -145,13 +145,13 @@ def test_a_far_end_that_nobody_talks_to_ends(desk, machine):
 
 def test_a_far_end_that_gets_no_source_ends(desk, machine):
     alter(desk, BEGIN_SECONDS=1)
-    end = via(desk, machine, "sleep 1; nice")
-    logged(desk, "s: via: sleep 1; nice")
+    end = via(desk, machine, "echo here >&2; sleep 1; nice")
+    logged(desk, " via: here")
     pid = stop_keeper(machine)
     rig.wait_until(lambda: beyond(machine), 10, "the far end")
     rig.wait_until(lambda: not beyond(machine), 10, "its end")
     os.kill(pid, signal.SIGCONT)
-    ends_with(end, "while the relay was being sent through it (")
+    ends_with(end, "its standard output does not come back; it has to pass that on (")
 
 
 def test_a_signal_at_any_moment_of_a_launch_ends_it(desk, machine):
@@ -164,6 +164,21 @@ def test_a_signal_at_any_moment_of_a_launch_ends_it(desk, machine):
     rig.wait_until(lambda: not machine.kernels(), 10)
     for path in (desk.runtime / "tunnel").glob("*"):
         path.unlink()
+
+
+# What people put into start-up files where they cannot change their login shell, and what asks or waits.
+@pytest.mark.parametrize(
+    "line", ["exec /bin/zsh -l", "/bin/dash", "exec /bin/tcsh -l", "read x", "exec > /dev/null"]
+)
+def test_a_start_up_file_that_keeps_the_shell_from_the_command(request, desk, line):
+    own = make_machine(request, sshd_options=SERVER)
+    own.write("home/.bash_profile", line + "\n")
+    alter(desk, SHELL_SECONDS=2)
+    before = own.kernel_starts()
+    end = via(desk, own, "nice -n 10")
+    ends_with(end, "--via nice -n 10: ", "the login shell there does not come to it: a start-up file")
+    assert own.kernel_starts() == before
+    nothing_left(desk, own)
 
 
 def test_what_bash_env_names_is_there(request, desk):
@@ -278,5 +293,5 @@ def test_dry_run(desk, machine):
     words = ("--dry-run", "--via", "module load x; srun -u", "john:secret@there", machine.modern)
     done = check(desk, machine, *(words + ("1234@127.0.0.1,1235@127.0.0.1",)))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "through: module load x; srun -u sh\n" in done.stdout
+    assert "; module load x; srun -u /bin/sh\n" in done.stdout
     assert "secret" not in done.stdout

@@ -135,6 +135,34 @@ def test_who_gives_up_while_queued_has_no_job_any_more(desk, machine, cluster, h
             path.unlink()
 
 
+@pytest.mark.parametrize("how", ["signal", "kill", "quit"])
+def test_who_gives_up_while_others_wait_in_the_same_process(desk, machine, cluster, how):
+    """The first launch is the process that carries all of them; the jobs of the others keep their places."""
+    alter(desk, SHARE_SECONDS=0.7)
+    with cluster.full():
+        ends = []
+        for number in range(3):
+            ends.append(via(desk, machine, SRUN, "compute", "--share"))
+            rig.wait_until(lambda number=number: len(cluster.jobs()) == number + 1, 15, "a job in the queue")
+        jobs = sorted(cluster.jobs())
+        for end in ends[:2]:
+            if how == "quit":
+                end.close_listeners()
+                end.quit()
+            elif how == "signal" or end is ends[1]:  # what has been killed leaves the process that it has started
+                end.signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
+        left = jobs[-1:] if how != "kill" else [jobs[0], jobs[2]]
+        rig.wait_until(lambda: sorted(cluster.jobs()) == left, 10, "the end of the jobs that nobody wants")
+        for end in ends[:2] if how == "quit" else ends[1:2]:
+            assert end.wait(5)[0] == {"quit": 129, "signal": 143, "kill": -9}[how]
+        assert how != "signal" or ends[0].wait(5)[0] == 143
+    for end in [ends[2]] if how != "kill" else [ends[0], ends[2]]:
+        assert end.wait(15) == (0, "")
+        end.accept()
+        end.echo()
+        end.quit()
+
+
 def test_a_job_that_starts_when_nobody_is_left_ends(desk, machine, cluster):
     with cluster.full():
         end = via(desk, machine)
