@@ -229,6 +229,7 @@ def test_a_server_that_runs_something_else_is_explained(desk, serve):
 def test_a_banner_does_not_explain_a_refused_login(desk, serve, machine, client):
     machine.write("banner", "\n".join(FAKED) + "\n")
     serve("Banner {}".format(machine.path("banner")), "DenyUsers john")
+    machine.client(client)  # which introduces plink to the machine
     for role in kinds(client)[::3]:
         before = machine.attempts()
         end = launched(desk, machine, role, client=client)

@@ -314,8 +314,8 @@ class Bulk:
 
 def test_bulk_data_both_ways_survives_cuts_and_kills(machine):
     with Launcher(machine, cable=True) as launcher:
-        bulk = Bulk(launcher, machine, 400)
-        total = 400 * 65536
+        bulk = Bulk(launcher, machine, 1200)  # so much that it is not over while this machine is busy
+        total = 1200 * 65536
         for part in (1, 2, 3, 4):
             launcher.wait(lambda part=part: bulk.received > total * part // 6, "data")
             if part % 2:
