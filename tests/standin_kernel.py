@@ -272,10 +272,10 @@ class Kernel:
             stream.flush()
 
     def leave_orphan(self):
+        # Before this process ends, which hangs up on the other.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
         if os.fork():
             return
-        for number in (signal.SIGHUP, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         for channel in self.channels:
             os.set_inheritable(channel.fileno(), True)
         os.execv("/bin/sleep", ["orphan", "600"])

@@ -68,11 +68,15 @@ def parent_of(pid):
 
 def supervisor(desk, end):
     """The process that stays with the client: the launcher, or what it leaves behind where it returns early."""
-    named = [pid for pid in desk.processes() if end.link in rig.command_line(pid)]
-    if end.role == "compute":
-        named = [pid for pid in named if pid != end.launcher.pid]
-    (pid,) = [pid for pid in named if parent_of(pid) not in named]  # not one that is about to run something else
-    return pid
+
+    def found():
+        named = [pid for pid in desk.processes() if end.link in rig.command_line(pid)]
+        if end.role == "compute":
+            named = [pid for pid in named if pid != end.launcher.pid]
+        return [pid for pid in named if parent_of(pid) not in named]  # not one that is about to run something else
+
+    rig.wait_until(lambda: len(found()) == 1, 5, "the process that stays")
+    return found()[0]
 
 
 def started_by(pid, word):

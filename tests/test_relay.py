@@ -660,9 +660,8 @@ def test_the_next_launch_ends_a_session_whose_launcher_went_while_the_network_wa
     logged(desk, "the connection is lost: ")
     first.signal(how)
     assert first.wait(5)[0] == (143 if how == signal.SIGTERM else -9)
-    for pid in desk.processes():
-        rig.end_process(pid)  # the watchdog, and the client that it watches
-    desk.no_process()
+    # The watchdog, and the client that it watches, which may just be starting.
+    rig.wait_until(lambda: not [rig.end_process(pid) for pid in desk.processes()], 5, "the end of what is left")
     mend(machine)
     assert machine.kernels() == [kernel]
     second = desk.launch(machine, "classic", "--relay")
