@@ -1837,7 +1837,13 @@ class Client:
         command as a function of a process id, and the last word that it says in place of the launcher
     """
 
-    WATCHDOG = ["/bin/sh", "-c", 'read -r _ || kill -s TERM -- "-$1"', "tunnel-watchdog"]
+    # By force in the end: a client may not listen, or just have been forked, its group not yet being there.
+    WATCHDOG = [
+        "/bin/sh",
+        "-c",
+        'read -r _&&exit;kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1"',
+        "tunnel-watchdog",
+    ]
 
     def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None):
         self.loop, self.sinks, self.code, self.leash = loop, sinks, None, None
@@ -1848,7 +1854,8 @@ class Client:
         if line:
             self.source = self.streams.pop("out")
             near, self.sink = os.pipe()
-        self.pid = spawn(argv, environment, (near, out_end, err_end), inherit)
+        gate = os.pipe() if watched else ()
+        self.pid = spawn(argv, environment, (near, out_end, err_end), inherit, gate)
         for descriptor in (out_end, err_end) + ((near,) if line else ()) + tuple(inherit):
             os.close(descriptor)
         for name, descriptor in self.streams.items():
@@ -1859,7 +1866,9 @@ class Client:
             command, word = line or (lambda pid: self.WATCHDOG + [str(pid)], b"")
             os.write(self.leash, word)
             spawn(command(self.pid), {"PATH": "/usr/bin:/bin"}, (leash, self.sink, None))
-            os.close(leash)
+            os.write(gate[1], b"\n")
+            for descriptor in (leash,) + gate:
+                os.close(descriptor)
 
     def _read(self, name):
         descriptor = self.streams[name]
@@ -1919,10 +1928,11 @@ class Client:
             pass
 
 
-def spawn(argv, environment, streams, inherit=()):
+def spawn(argv, environment, streams, inherit=(), gate=()):
     """Start a program in a session of its own; ``subprocess`` alone would cost more than all else here.
 
     :param streams: descriptors for input, output, errors; None for nothing
+    :param gate: a pipe through which a byte has to come first: should this process die before, nothing is started
     :returns: the process id
     """
     import signal
@@ -1932,14 +1942,24 @@ def spawn(argv, environment, streams, inherit=()):
         return pid
     try:
         os.setsid()
+        signal.set_wakeup_fd(-1)
+        ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by Python, and the program would go on ignoring them
+        handled = [
+            signal.SIGTERM,
+            signal.SIGINT,
+            signal.SIGHUP,
+        ]  # by this process: one may come before the program
+        for number in ignored + [each for each in handled if callable(signal.getsignal(each))]:
+            signal.signal(number, signal.SIG_DFL)
+        if gate:
+            os.close(gate[1])
+            if not os.read(gate[0], 1):
+                os._exit(127)
         null = os.open(os.devnull, os.O_RDWR)
         for number, descriptor in enumerate(streams):
             os.dup2(null if descriptor is None else descriptor, number)
         for descriptor in inherit:
             os.set_inheritable(descriptor, True)
-        for name in ("SIGPIPE", "SIGXFSZ"):  # which Python ignores, and a child would go on ignoring
-            signal.signal(getattr(signal, name), signal.SIG_DFL)
-        signal.set_wakeup_fd(-1)
         os.execve(argv[0], argv, environment)
     except OSError as error:
         os.write(2, "cannot run {}: {}\n".format(argv[0], error.strerror).encode("utf-8", "replace"))

@@ -6,6 +6,7 @@ import random
 import re
 import signal
 import stat
+import sys
 import time
 
 import pytest
@@ -64,14 +65,8 @@ class Before:
         assert self.desk.left_files() == []
 
 
-@pytest.fixture(params=["ssh", "plink"])
-def client(request):
-    return request.param
-
-
-@pytest.fixture(params=["classic", "callback", "compute"])
-def role(request):
-    return request.param
+# Each role and each client; what is most common has each with each.
+ways = pytest.mark.parametrize("role, client", [("classic", "ssh"), ("callback", "plink"), ("compute", "ssh")])
 
 
 def launched(desk, machine, role, client, kernel_does="idle"):
@@ -86,18 +81,22 @@ def launched(desk, machine, role, client, kernel_does="idle"):
     return before, end
 
 
+@pytest.mark.parametrize("client", ["ssh", "plink"])
+@pytest.mark.parametrize("role", ["classic", "callback", "compute"])
 def test_normal_end(desk, machine, role, client):
     before, end = launched(desk, machine, role, client)
     end.quit()
     before.again(end)
 
 
+@ways
 def test_kernel_quits_before_the_front_end_closes_its_links(desk, machine, role, client):
     before, end = launched(desk, machine, role, client)
     end.tell(b"!quit 0\n")
     before.again(end)
 
 
+@ways
 def test_the_front_end_of_a_computing_kernel_dies(desk, machine, role, client):
     set_times(desk, LOST_SECONDS=1)
     before, end = launched(desk, machine, role, client, "computing")
@@ -105,6 +104,7 @@ def test_the_front_end_of_a_computing_kernel_dies(desk, machine, role, client):
     before.again(end)
 
 
+@ways
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_launcher_killed_while_the_kernel_computes(desk, machine, role, client, name):
     before, end = launched(desk, machine, role, client, "computing")
@@ -112,13 +112,14 @@ def test_launcher_killed_while_the_kernel_computes(desk, machine, role, client, 
     before.again(end)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("name, client", [("SIGTERM", "plink"), ("SIGKILL", "ssh")])
 def test_launcher_killed_while_the_kernel_is_idle(desk, machine, client, name):
     before, end = launched(desk, machine, "callback", client)
     os.kill(supervisor(desk, end), getattr(signal, name))
     before.again(end)
 
 
+@ways
 def test_kernel_killed(desk, machine, role, client):
     before, end = launched(desk, machine, role, client, "computing")
     (kernel,) = machine.kernels()
@@ -126,6 +127,7 @@ def test_kernel_killed(desk, machine, role, client):
     before.again(end)
 
 
+@ways
 def test_server_session_killed(desk, machine, role, client):
     before, end = launched(desk, machine, role, client, "computing")
     for pid in machine.sessions():
@@ -134,9 +136,9 @@ def test_server_session_killed(desk, machine, role, client):
     before.again(end)
 
 
-def test_a_client_that_hears_no_signal_is_ended_all_the_same(desk, machine, role):
+def test_a_client_that_hears_no_signal_is_ended_all_the_same(desk, machine):
     """Frozen, as in the middle of a call to a file system that hangs."""
-    before, end = launched(desk, machine, role, "ssh", "computing")
+    before, end = launched(desk, machine, "classic", "ssh", "computing")
     os.kill(client_of(desk, end), signal.SIGSTOP)
     os.kill(supervisor(desk, end), signal.SIGTERM)
     before.again(end)
@@ -192,14 +194,90 @@ def test_launchers_killed_at_any_moment_leave_nothing(desk, request):
     before.again(last)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_launchers_that_get_a_signal_at_any_moment_end_with_it(desk, request, name):
+KILLED_BETWEEN = """
+import os, signal, sys
+import tunnel
+
+fork, forks = os.fork, []
+
+def fork_once():
+    forks.append(fork()) if not forks else os.kill(os.getpid(), signal.SIGKILL)
+    return forks[0]
+
+os.fork = fork_once
+tunnel.Client(tunnel.Loop(), ["/bin/sh", "-c", "echo runs >" + sys.argv[1]], dict(os.environ), {})
+"""
+
+
+def test_a_client_does_not_start_before_what_watches_it(tmp_path):
+    """The launcher is killed between the two."""
+    there = tmp_path / "there"
+    environment = dict(os.environ, PYTHONPATH=rig.LAUNCHERS, TUNNEL_TEST=str(tmp_path))
+    done = rig.run(sys.executable, "-c", KILLED_BETWEEN, str(there), env=environment)
+    assert done.returncode == -signal.SIGKILL
+    rig.wait_until(lambda: not rig.processes_with("TUNNEL_TEST=" + str(tmp_path)), 5, "the end of all")
+    assert not there.exists()
+
+
+DEAF = """
+import os, signal
+import tunnel
+
+def heard(data):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+loop = tunnel.Loop()
+argv = ["/bin/sh", "-c", "trap '' TERM; echo; exec sleep 600"]
+client = tunnel.Client(loop, argv, dict(os.environ), {"out": heard, "err": print})
+while True:
+    loop.step()
+"""
+
+
+def test_the_watchdog_ends_a_client_that_hears_no_signal(tmp_path):
+    environment = dict(os.environ, PYTHONPATH=rig.LAUNCHERS, TUNNEL_TEST=str(tmp_path))
+    done = rig.run(sys.executable, "-c", DEAF, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    rig.wait_until(lambda: not rig.processes_with("TUNNEL_TEST=" + str(tmp_path)), 5, "the client's end")
+
+
+SIGNALLED = """
+import os, signal, sys, time
+import tunnel
+
+def catches(pid):
+    with open("/proc/{}/status".format(pid)) as stream:
+        (mask,) = [int(line.split()[1], 16) for line in stream if line.startswith("SigCgt")]
+    return mask >> signal.SIGTERM - 1 & 1
+
+keep = tunnel.catch_signals(tunnel.Loop(), print)
+gate = os.pipe()
+pid = tunnel.spawn(["/bin/sh", "-c", "echo runs >" + sys.argv[1]], dict(os.environ), (None, None, None), (), gate)
+end = time.monotonic() + 5
+while (os.getpgid(pid) != pid or catches(pid)) and time.monotonic() < end:
+    pass
+os.killpg(pid, signal.SIGTERM)
+os.write(gate[1], b".")
+sys.exit(os.WTERMSIG(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_a_signal_that_comes_before_the_client_runs_is_not_lost(tmp_path):
+    there = tmp_path / "there"
+    environment = dict(os.environ, PYTHONPATH=rig.LAUNCHERS)
+    done = rig.run(sys.executable, "-c", SIGNALLED, str(there), env=environment)
+    assert (done.returncode, done.stderr) == (signal.SIGTERM, "")
+    assert not there.exists()
+
+
+@pytest.mark.parametrize("name, count", [("SIGTERM", 15), ("SIGHUP", 6)])
+def test_launchers_that_get_a_signal_at_any_moment_end_with_it(desk, request, name, count):
     """Also those whose next try is about to begin, since their ports are taken."""
     machine = make_machine(request, password=True, sshd_options=["MaxStartups 100"])
     before = Before(desk, machine)
     number = getattr(signal, name)
     draw = random.Random(4)
-    moments = [draw.uniform(0.02, 0.6) for _ in range(15)]
+    moments = [draw.uniform(0.02, 0.6) for _ in range(count)]
     ends = launch_and_send(desk, machine, number, moments, env={"TUNNEL_SSH": machine.make_keyless_ssh()})
     for end in ends:
         code, errors = end.wait()

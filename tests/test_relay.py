@@ -513,13 +513,13 @@ def test_another_login_node_is_named_and_the_right_one_comes_back(request, desk)
         nothing_left(desk, node)
 
 
-def test_a_hundred_cuts(desk, machine):
+def test_cut_after_cut(desk, machine):
+    """A hundred of them below the launcher: test_relay_far.py."""
     alter(desk, SETTLED_SECONDS=0)
     end = desk.launch(machine, "callback", "--relay")
     end.accept()
     kernels, chance, number, bulk = machine.kernels(), random.Random(7), 0, None
-    over = time.monotonic() + 20
-    while number < 100 and time.monotonic() < over:
+    while number < 25:
         if bulk is None or bulk.right == len(bulk.sent):
             bulk = Bulk(end, 5000000)  # there is always one under way
         end.busy(chance.uniform(0.02, 0.2))
@@ -531,7 +531,6 @@ def test_a_hundred_cuts(desk, machine):
         assert not bulk.failures
     bulk.finish()
     end.echo()
-    assert number >= 30
     assert machine.kernels() == kernels
     quits(end)
 
@@ -651,7 +650,7 @@ def test_a_launcher_that_is_killed_in_the_middle_of_a_transfer(desk, machine):
     forget(desk)
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_the_next_launch_ends_a_session_whose_launcher_went_while_the_network_was_cut(desk, machine, how):
     alter(desk, **QUICK)
     first = computing(desk, machine)
