@@ -99,10 +99,10 @@ def front_end_folder(tmp_path):
 
 
 def pytest_collection_modifyitems(config, items):
-    """With ``TUNNEL_SAMPLE=N`` only every Nth of the tests that launch something: run.py runs all of them on the
-    newest Python, and a sample on the oldest."""
+    """With ``TUNNEL_SAMPLE=N`` only every Nth of the tests that launch something or need a kernel machine: run.py
+    runs all of them on the newest Python, and a sample on the oldest."""
     step = int(os.environ.get("TUNNEL_SAMPLE") or 1)
-    launching = [item for item in items if "desk" in item.fixturenames]
+    launching = [item for item in items if {"desk", "machine", "login"} & set(item.fixturenames)]
     left_out = [item for number, item in enumerate(launching) if number % step]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -58,10 +58,11 @@ PACKAGES = {  # what has to be on PATH, and Debian's package for it
 }
 WINDOWS_PYTHONS = {"3.6": "3.8.0"}  # for each Python under test; the newest otherwise
 WINDOWS_PYTHON = "3.13.0"
-# What is said for one Python is said for all: Mathics3 has its own, and a scheduler's limits have none.
-ONCE = ["tests/test_tunnel_m.py", "tests/test_via_limits.py"]
+# What is said for one Python is said for all: Mathics3 has its own, a scheduler's limits have none, and both of
+# Windows' share what takes long to start.
+ONCE = ["tests/test_tunnel_m.py", "tests/test_via_limits.py", "tests/test_windows.py"]
 SLOWEST = ["relay", "ends", "via", "via_slurm", "via_limits", "conditions", "configurations", "leftovers", "share"]
-MATHICS = ["Mathics3==10.0.1", "packaging"]
+MATHICS = ["--no-compile", "Mathics3==10.0.1", "packaging"]  # little of all that comes along is ever imported
 # Options of pytest whose value is the next argument, and no file to run.
 WITH_VALUE = ["-k", "-m", "-o", "-p", "-c", "-r", "-W", "--deselect", "--ignore", "--maxfail", "--tb"]
 # As root each pytest runs in a container: a loopback, processes, kernel machines and /tmp of its own, all of which
@@ -143,7 +144,7 @@ def interpreters(pool):
 
 
 def make_venv(name, python, *packages):
-    """A virtual environment with ``packages``; made once. Returns its interpreter, or None."""
+    """A virtual environment with ``packages``, which pip takes; made once. Returns its interpreter, or None."""
     folder = os.path.join(VENVS, name)
     inside = os.path.join(folder, "bin", "python")
     done = os.path.join(folder, "done")
@@ -188,12 +189,11 @@ class Python:
         self.failed = False
 
     def prepare(self, pool, downloader):
-        """Begin to make what it needs; returns what has to be waited for."""
+        """Begin to make what it needs."""
         wanted = ["-r", os.path.join(ROOT, "tests", "requirements-3.6.txt")] if self.name == "3.6" else ["pytest"]
         self.inside = pool.submit(make_venv, "py" + self.name, self.path, *wanted)
         version = WINDOWS_PYTHONS.get(self.name, WINDOWS_PYTHON)
         self.windows = pool.submit(windows_python, downloader, version)
-        return [self.inside, self.windows]
 
     def count(self, closing, begin):
         """Add up the numbers in pytest's closing line."""
@@ -216,21 +216,32 @@ def spent(seconds):
 
 
 def set_up(pool):
-    """Everything that the tests need; returns the Pythons and the path of Mathics3's, or None."""
+    """What the tests need, of which two files may have to wait for theirs.
+
+    :returns: the Pythons, and for each of those files what gives its environment
+    """
     packages = pool.submit(install_packages)
     found = interpreters(pool)
     if not found:
         packages.result()
         say("no Python with venv found: apt-get install python3-venv")
-        return [], None
+        return [], {}
     middle = [path for version, path in found if (3, 10) <= version < (3, 13)]
-    mathics = pool.submit(make_venv, "mathics", middle[-1], *MATHICS) if middle else None
     pythons = [Python(*each) for each in (found[:1] + found[-1:] if len(found) > 1 else found)]
     downloader = (middle or [found[-1][1]])[-1]
-    waiting = [packages] + [each for python in pythons for each in python.prepare(pool, downloader)]
-    for each in waiting:
+    for python in pythons:
+        python.prepare(pool, downloader)
+    mathics = pool.submit(make_venv, "mathics", middle[-1], *MATHICS) if middle else None
+    for each in [packages] + [python.inside for python in pythons]:
         each.result()
-    return pythons, mathics and mathics.result()
+
+    def windows():
+        return {"TUNNEL_WINDOWS_PYTHONS": os.pathsep.join(python.windows.result() or "" for python in pythons)}
+
+    def with_mathics():
+        return {"TUNNEL_MATHICS": (mathics and mathics.result()) or ""}
+
+    return pythons, {"tests/test_windows.py": windows, "tests/test_tunnel_m.py": with_mathics}
 
 
 # -- the tests
@@ -278,11 +289,14 @@ def guess(path):
 
 
 class Job:
-    """One file of tests on one Python."""
+    """One file of tests on one Python.
 
-    def __init__(self, python, path, words, environment, contained=False):
+    :param more: called when it begins, for what else is in its environment
+    """
+
+    def __init__(self, python, path, words, environment, contained=False, more=dict):
         self.python, self.path, self.words = python, path, words
-        self.environment = dict(environment, TUNNEL_WINDOWS_PYTHON=python.windows.result() or "")
+        self.environment, self.more = environment, more
         self.contained = contained
         self.name = "{} on Python {}".format(path, python.name)
         self.process = None
@@ -314,7 +328,7 @@ class Job:
             self.process = subprocess.Popen(
                 argv,
                 cwd=ROOT,
-                env=dict(self.environment, TMPDIR=temporary),
+                env=dict(self.environment, TMPDIR=temporary, **self.more()),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -413,12 +427,13 @@ def main(arguments):
         print(__doc__)
         return 0
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        pythons, mathics = set_up(pool)
+        return pass_all(arguments, *set_up(pool))
+
+
+def pass_all(arguments, pythons, late):
+    """Run the tests that ``arguments`` choose; returns the exit code."""
     if not pythons or not all(python.inside.result() for python in pythons):
         return 1
-    environment = dict(os.environ)
-    if mathics:
-        environment["TUNNEL_MATHICS"] = mathics
     files, options = chosen(arguments)
     # All of it runs on the newest Python; on the oldest every sixth test that launches something.
     samples = {python: "1" if arguments or python is pythons[-1] else "6" for python in pythons}
@@ -426,7 +441,14 @@ def main(arguments):
     contained = can_contain()
     report = run_all(
         [
-            Job(python, path, options + words, dict(environment, TUNNEL_SAMPLE=samples[python]), contained)
+            Job(
+                python,
+                path,
+                options + words,
+                dict(os.environ, TUNNEL_SAMPLE=samples[python]),
+                contained,
+                late.get(path, dict),
+            )
             for path, words in sorted(files.items())
             for python in (pythons[-1:] if path in ONCE else pythons)
         ]

@@ -524,7 +524,8 @@ def killed_after(number, action):
 
 @pytest.mark.parametrize("then", ["", "again", "another"])
 def test_a_run_that_was_killed_can_be_undone(home, tmp_path_factory, then):
-    other = copy_of_tunnel(tmp_path_factory.mktemp("other") / "tunnel")
+    one, other = (copy_of_tunnel(tmp_path_factory.mktemp(name) / "tunnel") for name in ("one", "other"))
+    (one / "tunnel.py").write_text("one = 1\n")  # soon compiled
     (other / "tunnel.py").write_text("other = 1\n")
     folder = home.path / ".Wolfram" / "FrontEnd"
     folder.mkdir(parents=True)
@@ -536,16 +537,14 @@ def test_a_run_that_was_killed_can_be_undone(home, tmp_path_factory, then):
     while not ended:
         number += 1
         if then == "another":
-            assert home.install("--front-end") == 0
-        ended = killed_after(
-            number, lambda: home.install("--front-end", source=other if then == "another" else None)
-        )
+            assert home.install("--front-end", source=other) == 0
+        ended = killed_after(number, lambda: home.install("--front-end", source=one))
         if then == "again":
-            assert home.install("--front-end") == 0
+            assert home.install("--front-end", source=one) == 0
         assert home.install("--uninstall") == 0, number
         assert tree(home.path) == before, number
     assert number > 3
-    assert home.install("--front-end") == 0
+    assert home.install("--front-end", source=one) == 0
     ended = False
     while not ended:
         ended = killed_after(3, lambda: home.install("--uninstall"))

@@ -332,6 +332,7 @@ def test_a_kernel_outlives_the_wait_for_an_answer_on_any_connection(desk, machin
     while time.monotonic() - begin < 2.5:
         for end in ends:
             end.echo(1000)
+            end.busy(0.1)
 
 
 @pytest.mark.parametrize("role", ["classic", "callback", "compute"])

@@ -20,10 +20,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Wine:
-    """A Windows of its own: a prefix with Python, install.py's work and a stand-in plink.exe."""
+    """A Windows of its own: a prefix with install.py's work and a stand-in plink.exe."""
 
-    def __init__(self, folder, python):
-        self.folder, self.python = folder, python
+    def __init__(self, folder):
+        self.folder = folder
         self.prefix = os.path.join(folder, "prefix")
         self.wine = rig.must("sh", "-c", "PATH=$PATH:/usr/lib/wine; command -v wine64").strip()
         self.environ = dict(os.environ, WINEPREFIX=self.prefix, WINEDEBUG="-all", WINEARCH="win64", DISPLAY="")
@@ -33,11 +33,15 @@ class Wine:
         os.makedirs(self.putty)
         compiler = ["x86_64-w64-mingw32-gcc", "-municode", "-O1", "-o", os.path.join(self.putty, "plink.exe")]
         rig.must(*(compiler + [os.path.join(HERE, "standin_plink.c"), "-lws2_32"]))
-        source = os.path.join(self.drive, "source of tunnel")
-        os.makedirs(source)
+        self.source = os.path.join(self.drive, "source of tunnel")
+        os.makedirs(self.source)
         for name in ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py", "install.py", "tunnel.m"):
-            shutil.copy(os.path.join(rig.LAUNCHERS, name), source)
-        self.installed = self.run(python, self.windows(os.path.join(source, "install.py")), "--front-end")
+            shutil.copy(os.path.join(rig.LAUNCHERS, name), self.source)
+
+    def install(self, python):
+        """Have install.py put the launchers there for ``python``."""
+        self.python = python
+        self.installed = self.run(python, self.windows(os.path.join(self.source, "install.py")), "--front-end")
         assert self.installed[0] == 0, self.installed
         (bat,) = [path for path in self.installed[1].split("\n") if path.rstrip().endswith("\\tunnel.bat")]
         self.front_end = bat.partition(": ")[2].strip()[: -len("\\tunnel.bat")]
@@ -138,10 +142,12 @@ class Machine:
         return [pid for pid, argv in lines if argv and wanted(argv)]
 
 
+PYTHONS = os.environ.get("TUNNEL_WINDOWS_PYTHONS", "").split(os.pathsep)
+
+
 @pytest.fixture(scope="module")
-def wine(tmp_path_factory):
-    python = os.environ.get("TUNNEL_WINDOWS_PYTHON")
-    missing = [] if python else ["a Windows Python (TUNNEL_WINDOWS_PYTHON)"]
+def prefix(tmp_path_factory):
+    missing = [] if all(PYTHONS) else ["a Windows Python (TUNNEL_WINDOWS_PYTHONS)"]
     path = os.environ.get("PATH", "") + ":/usr/lib/wine"
     missing += [
         name for name in ("wine64", "wineserver", "x86_64-w64-mingw32-gcc") if not shutil.which(name, path=path)
@@ -150,10 +156,18 @@ def wine(tmp_path_factory):
         reason = "needs {}; `python3 tests/run.py` installs them".format(" and ".join(missing))
         assert not os.environ.get("CI"), reason
         pytest.skip(reason)
-    wine = Wine(str(tmp_path_factory.mktemp("wine")), python)
+    wine = Wine(str(tmp_path_factory.mktemp("wine")))
     yield wine
     wine.end()
     shutil.rmtree(wine.folder, ignore_errors=True)
+
+
+@pytest.fixture(
+    scope="module", params=PYTHONS, ids=[path.rpartition("windows-")[2].partition("/")[0] for path in PYTHONS]
+)
+def wine(request, prefix):
+    prefix.install(request.param)
+    return prefix
 
 
 @pytest.fixture
