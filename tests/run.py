@@ -3,7 +3,7 @@
 
 usage: python3 tests/run.py [pytest arguments]
 
-Each file of tests has a pytest of its own for each Python, four of them at once, the longest first, since they
+Each file of tests has a pytest of its own for each Python, several of them at once, the longest first, since they
 wait more than they compute. What one has said is printed in full if it has failed. Arguments that name files or
 tests restrict the run to those; all others go to every pytest.
 
@@ -32,7 +32,7 @@ import rig
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENVS = os.path.join(ROOT, ".venvs")
 DURATIONS = os.path.join(VENVS, "durations.json")
-WORKERS = 7
+WORKERS = 8
 FILE_SECONDS = 400  # then a file of tests is stopped, and has failed
 PACKAGES = {  # what has to be on PATH, and Debian's package for it
     "sshd": "openssh-server",
@@ -67,8 +67,13 @@ MATHICS = ["--no-compile", "Mathics3==10.0.1", "packaging"]  # little of all tha
 WITH_VALUE = ["-k", "-m", "-o", "-p", "-c", "-r", "-W", "--deselect", "--ignore", "--maxfail", "--tb"]
 # As root each pytest runs in a container: a loopback, processes, kernel machines and /tmp of its own, all of which
 # end with it; and no network, so that the answer about a host that does not exist is always the same.
-CONTAINER = ["unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "sh", "-e", "-c"]
-CONTAINED = """
+# Its tables of connections, and its machines', are small: else Linux goes through 262144 rows at every look.
+SMALL = "(echo 1024 >/proc/sys/net/ipv4/tcp_child_ehash_entries) 2>/dev/null"
+CONTAINER = ["unshare", "--net", "sh", "-c", SMALL + '; exec "$@"', "sh"]
+CONTAINER += ["unshare", "--net", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child", "sh", "-e", "-c"]
+CONTAINED = (
+    SMALL
+    + """ || :
 ip link set lo up
 mkdir -p /run/netns
 mount -t tmpfs tmpfs /run/netns
@@ -87,6 +92,7 @@ set +e
 "$@"
 exit $?
 """
+)
 KINDS = ["failed", "passed", "skipped", "deselected", "xfailed", "xpassed", "warnings", "errors"]
 
 
