@@ -299,8 +299,10 @@ class Bench:
         )
         for name, seconds in found.items():
             line("bulk, there and back: " + name, size / MEGABYTE / seconds, "MB/s")
-        for name in list(found)[1:]:
+        for name in list(found)[1:-1]:
             line("  {} over bare ssh -R".format(name), found["bare ssh -R"] / found[name], "x", "aim: 0.9")
+        ratio = found["main link"] / found["main link, --relay"]
+        line("  main link, --relay over main link", ratio, "x", "aim: 0.6")
 
     def classic(self):
         return self.machine.install_kernel("opt/Mathematica/9.0/MathKernel", "classic", "boot=0")
