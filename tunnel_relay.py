@@ -2878,7 +2878,7 @@ class Served:
         self.board = self.code = self.delivery = None
         self.is_over = self.delivered = False
         self.begin = time.monotonic()
-        self.printed, self.timers = [], {}
+        self.printed, self.timers = [], tunnel.Timers(self.loop)
         self.said, self.failure, self.gone = [], "", False  # of a command; why it failed; of the front end
         words = tunnel.kernel_words(request.kernel, request.role, LINK)
         count = 6 if request.callback else 2
@@ -2902,7 +2902,7 @@ class Served:
         self.way.serve(self.board)
         self.log.write("the relay listens on {} for the kernel".format(", ".join(map(str, ports))))
         if not self.session.launch.check:  # which looks for itself
-            self._within("connect", tunnel.CALLBACK_SECONDS, self._no_connection)
+            self.timers.within("connect", tunnel.CALLBACK_SECONDS, self._no_connection)
 
     def text(self, text):
         for line in text.splitlines():
@@ -2945,10 +2945,10 @@ class Served:
             self.gone = True
             self.near.hang_up(self.number)
         else:
-            self._within("front end", FRONT_END_SECONDS, self._look_for_front_end)
+            self.timers.within("front end", FRONT_END_SECONDS, self._look_for_front_end)
 
     def _connected(self):
-        self._disarm("connect")
+        self.timers.disarm("connect")
         self.log.write("the kernel has called back after {:.1f} s".format(self.seconds))
 
     def _no_connection(self):
@@ -2956,7 +2956,7 @@ class Served:
 
     def _lost(self):
         if self.code is None:
-            self._within("lost", self.tunnel.LOST_SECONDS, self._hang_up)
+            self.timers.within("lost", self.tunnel.LOST_SECONDS, self._hang_up)
 
     def _hang_up(self):
         self.log.write("the front end has closed the main link: the kernel is hung up on")
@@ -2964,8 +2964,7 @@ class Served:
 
     def exited(self, code):
         """The kernel has ended; what it has sent may still be on its way."""
-        for name in ("lost", "connect", "front end"):
-            self._disarm(name)
+        self.timers.disarm("lost", "connect", "front end")
 
     def arrived(self):
         """All that the kernel has sent has arrived here: now the front end has to take it, or to give it up."""
@@ -2980,8 +2979,7 @@ class Served:
 
     def ended(self, code):
         """The kernel has ended, and all that it has sent has been handed on."""
-        self._disarm("lost")
-        self._disarm("connect")
+        self.timers.disarm("lost", "connect")
         self.code = code
         if not self.is_over and (self.delivered or not self.delivery):
             self._over()
@@ -2993,8 +2991,7 @@ class Served:
 
     def close(self):
         self.is_over = True
-        for name in list(self.timers):
-            self._disarm(name)
+        self.timers.disarm()
         if self.delivery:
             self.delivery.stop()
         if self.board:
@@ -3003,13 +3000,6 @@ class Served:
         self.session.kernels.pop(self.number, None)
         if not self.session.kernels:
             self.session.on_idle()
-
-    def _within(self, name, seconds, action):
-        self._disarm(name)
-        self.timers[name] = self.loop.after(seconds, action)
-
-    def _disarm(self, name):
-        self.loop.cancel(self.timers.pop(name, None))
 
 
 class Session:
