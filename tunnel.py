@@ -36,6 +36,7 @@ QUIET_SECONDS = 5  # how long nothing may come, after the kernel's end, from who
 LATE_SECONDS = 5.0  # how long the client may go on once nothing of ours is left
 KNOWN_SECONDS = 2.0  # the same where the kernel's exit code is known already
 KILL_SECONDS = 1.0  # from SIGTERM to SIGKILL
+FRONT_END_SECONDS = 1.0  # how often to look whether there is still a front end, until its kernel connects
 CALLBACK_SECONDS = 120  # a kernel that has not called back by then is noted in the log
 NAMES_SECONDS = 300  # how long the switchboard looks for link names
 HOLD_SECONDS = 0.2  # how long it holds the beginning of what may become a link name
@@ -46,9 +47,19 @@ RELAY_SECONDS = 60  # until a relay that has been sent has to answer
 VIA_LENGTH = 4096  # of a command, in characters
 RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
+# Prompts that are no attempt at a login: what is not answered is passed over, or refused on this machine.
+HARMLESS = (
+    "Enter passphrase for ",
+    "Enter PIN for ",
+    "The authenticity of host ",
+    "Are you sure ",
+    "Confirm ",
+    "Please type ",
+)
 PREFIXED = (8, 5)  # from here on OpenSSH says who asks, when a server asks
 SAYS_SESSION = (8, 5)  # and at the latest from here on that a session over a shared connection stands
 TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
+NO_ROOM = (28, 122, 69)  # ENOSPC, EDQUOT on Linux and macOS
 
 ASKING = (
     "DISPLAY",
@@ -58,11 +69,12 @@ ASKING = (
 )  # what makes ssh ask without a terminal
 DEFECT = "a defect of tunnel stopped the launch{}; TUNNEL_DEBUG=1 logs where"
 TOO_SHORT = "link name {} is too short to be replaced: left alone; create links with -LinkHost 127.0.0.1"
+FAREWELLS = ("Connection to ", "Shared connection to ")  # the rest is "closed."; ssh's own, on stderr
 REFUSED_TERMINAL = "PTY allocation request failed"  # as the client of a shared connection has it on stderr
 NO_TERMINAL = "the server allows no terminal: a computing kernel may outlive the connection"
 EXPOSED = (
     "this server opens the forwarded ports to its whole network (GatewayPorts yes in its sshd_config), and only"
-    " it can change that"
+    " it can change that; --relay forwards none"
 )
 
 EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE = 2, 69, 70
@@ -599,8 +611,8 @@ class OpenSSH:
         Form("debug1: Connecting to * port *.", "name", (SILENT,)),
         Form("debug1: Executing proxy command: *", "proxy", (SILENT,)),
         Form("debug1: Executing proxy dialer command: *", "proxy", (SILENT,)),
-        Form("debug1: Server host key: *", "host key", (SILENT,)),
-        Form("debug1: Server host certificate: *", "host key", (SILENT,)),
+        Form("debug1: Server host key: *", "host key", BEFORE_LOGIN),
+        Form("debug1: Server host certificate: *", "host key", BEFORE_LOGIN),
         Form("debug1: Authentication succeeded (*).", "login", BEFORE_LOGIN),
         Form("Authenticated to *.", "login", BEFORE_LOGIN),
         Form("kex_exchange_identification: Connection closed by remote host", "dropped", (SILENT,)),
@@ -1078,6 +1090,7 @@ def length_before(data, position):
 OBSTACLES = (
     "refused",
     "jump failed",
+    "asked",
     "no session",
     "no forwarding",
     "no opening",
@@ -1088,7 +1101,7 @@ OBSTACLES = (
     "port",
     "foreign forward",
 )
-OBSTACLES += ("family", "no terminal", "stale", "full", "dropped")
+OBSTACLES += ("family", "no terminal", "guard", "stale", "full", "dropped")
 ENDS_ITSELF = (
     "refused",
     "jump failed",
@@ -1110,6 +1123,8 @@ class Facts:
         self.code = None  # the client's
         self.shared = False  # the client shares a connection that was there
         self.proxy = False  # others may speak before the server does
+        self.tried = False  # the client has begun to connect
+        self.reached = False  # the server itself has spoken
         self.exposed = False  # the server opens the forwarded ports to its network
         self.lost = False  # the front end has closed the main link, or has died, and the kernel goes on
         self.version = (0,)  # OpenSSH's
@@ -1149,7 +1164,13 @@ def note(facts, settings, plan, event, words, line):
     :param plan: says which ports are the launch's own
     """
     facts.stage = max(facts.stage, STAGES.get(event, SILENT))
-    if facts.stage >= LOGGED_IN and facts.obstacle in ("refused", "jump failed", "dropped"):
+    facts.tried = facts.tried or event in ("name", "proxy")
+    facts.reached = facts.reached or event == "host key" or facts.stage >= LOGGED_IN
+    if (event == "host key" or facts.stage >= LOGGED_IN) and facts.obstacle in (
+        "refused",
+        "jump failed",
+        "dropped",
+    ):
         facts.obstacle = facts.evidence = None  # said by somebody else
     if event in ("ended", "proxy", "exposed"):
         setattr(facts, event, True)
@@ -1204,7 +1225,8 @@ def after(facts, settings):
     :returns: a :class:`Next`, whose ports are None for another block; None when the launch is over
     """
     rule = RULES.get(facts.obstacle)
-    over = facts.stopped_by not in (None, "obstacle") or (facts.kernel_ended and facts.obstacle != "no terminal")
+    over = facts.kernel_ended and facts.obstacle not in ("no terminal", "guard")
+    over = over or facts.stopped_by not in (None, "obstacle")
     return rule(settings, facts) if rule and not over else None
 
 
@@ -1266,7 +1288,7 @@ def any_family(settings, facts):
 
 def full(settings, facts):
     """A connection takes no further session: one of ours, or one of the user's."""
-    why = "the shared connection takes no further kernel"
+    why = "the shared connection takes no further kernel, or does not answer"
     rule = another_connection(why) if settings.share else once("own", True, why)
     return rule(settings, facts)
 
@@ -1279,6 +1301,9 @@ RULES = {
     "foreign forward": once("lenient", True, "a forward of the ssh configuration failed: without regard to it"),
     "family": any_family,
     "no terminal": no_terminal,
+    "guard": once(
+        "guarded", False, "the login has no terminal at its standard input: the kernel is run without a look"
+    ),
     "stale": another_connection("the shared connection is gone"),
     "full": full,
     "dropped": try_again_later,
@@ -1398,9 +1423,20 @@ KERNEL_CODES = {
     127: ("there is no kernel {kernel} on {host}", "check the path with: {by_hand}"),
     126: ("{kernel} on {host} cannot be executed", "check the path and its permissions with: {by_hand}"),
 }
+LIBRARY_DIAGNOSES = (
+    (
+        r".*(?:error while loading shared libraries|symbol lookup error|version `\S+' not found).*"
+        r"|.*Library not loaded.*",
+        "the kernel {kernel} lacks a library: {found}",
+        "what sets it up for you by hand (a module, LD_LIBRARY_PATH) has to stand in the file that the login shell"
+        " on {host} reads without a terminal; try: {by_hand}",
+    ),
+)
 LICENCE_DIAGNOSES = (
     (
-        r".*\b(?:no valid password|valid password|licen[sc]e|not activated|activation)\b.*",
+        r".*\bvalid password\b.*|.*\bnot activated\b.*|.*\bactivation\b.*"
+        r"|.*\b(?:no|not|cannot|can't|unable|invalid|expired|denied|failed|failure|exceeded|error)\b.*\blicen[sc]e.*"
+        r"|.*\blicen[sc]e.*\b(?:no|not|cannot|can't|unable|invalid|expired|denied|failed|failure|exceeded|error)\b.*",
         "the kernel {kernel} found no licence",
         "activate it on {host}, or free a licence: {found}",
     ),
@@ -1496,15 +1532,24 @@ def explain_kernel(facts, words):
     if facts.obstacle in EXPLAINED or facts.stage < STARTED:
         return None
     if facts.stopped_by == "links held" and facts.connected:
-        return "the kernel has ended; its exit code is not known, since the front end keeps its links open"
+        return (
+            "the kernel has ended; its exit code is not known, since the front end, or a process that the kernel"
+            " has left behind, keeps its links open"
+        )
     if not facts.kernel_ended:
-        last = (["it said nothing"] + facts.printed + facts.said)[-1]
-        return "the connection was lost ({}); the kernel has been hung up on".format(last.strip())
+        said = [line for line in facts.said if not line.startswith(("Authenticated to ", "Forwarded port opened"))]
+        last = (["it said nothing"] + facts.printed + said)[-1].strip()
+        if facts.code is not None and facts.code > 128 and facts.code < 160 and not facts.killed:
+            last = "the client was ended by signal {}".format(facts.code - 128)
+        return "the connection was lost ({}); the kernel is hung up on when the server notices".format(last)
     code = facts.kernel_code
-    if code in KERNEL_CODES:
-        return "; ".join(KERNEL_CODES[code]).format(**words)
     last = ", with exit code {}".format(code) if code is not None else ""
     path = words["kernel"]  # which may hold any words
+    missing = diagnose(LIBRARY_DIAGNOSES, facts.printed, words, any_case=True) if code else None
+    if missing:
+        return missing
+    if code in KERNEL_CODES:
+        return "; ".join(KERNEL_CODES[code]).format(**words)
     about = [line for line in facts.printed if path in line or "\\" in path]  # cmd.exe does not name it
     about = [line.replace(path, "") for line in about if code in (None, 1, 9009)]
     printed = [line.replace(path, "") for line in facts.printed]
@@ -1522,6 +1567,8 @@ def explain_kernel(facts, words):
 
 # What an obstacle means to which there is no further try.
 EXPLAINED = {
+    "asked": "the login on {host} asks for what nobody can answer here ({evidence}); a jump host needs a key; for"
+    " a second factor log in by hand and share that connection (ControlMaster)",
     "no forwarding": "the server forwards no ports; use --relay, which needs none, or set AllowTcpForwarding"
     " yes in its sshd_config",
     "port": "{blocks} blocks of ports were refused ({evidence}); if the server forbids forwarding, use"
@@ -1538,7 +1585,8 @@ EXPLAINED = {
 def explain_connection(dialect, facts, settings, words):
     """Why no kernel was started."""
     if facts.obstacle in EXPLAINED:
-        return EXPLAINED[facts.obstacle].format(blocks=settings.block, evidence=(facts.evidence or "").strip())
+        evidence = (facts.evidence or "").strip()
+        return EXPLAINED[facts.obstacle].format(blocks=settings.block, evidence=evidence, **words)
     if facts.stopped_by == "no answer":
         return "{host} did not answer{seconds}; check the name, the port, firewalls and VPN;".format(**words) + (
             " -o ConnectTimeout=60 waits longer"
@@ -1547,10 +1595,14 @@ def explain_connection(dialect, facts, settings, words):
         return "the login on {host} did not come to an end within {} s; try: {by_hand}".format(
             LOGIN_SECONDS, **words
         )
-    said = facts.said + (facts.aside if facts.proxy or not facts.said else [])
+    on_the_way = facts.proxy and not facts.reached
+    said = facts.said + (facts.aside if on_the_way or not facts.said else [])
     notes = [line.partition("debug1: ")[2] for line in facts.notes if " line " not in line]
-    found = diagnose(JUMP_DIAGNOSES, facts.aside, words) if facts.proxy else None
-    found = found or diagnose(DIAGNOSES, said, words) or diagnose(DIAGNOSES, notes, words)
+    found = diagnose(JUMP_DIAGNOSES, facts.aside, words) if on_the_way else None
+    found = found or diagnose(DIAGNOSES, said, words)
+    if facts.obstacle == "refused":  # the client may have been ended before it could say so
+        found = found or "{host} refused the login; ".format(**words) + CHECK_LOGIN.format(**words)
+    found = found or diagnose(DIAGNOSES, notes, words)
     last = (["it said nothing"] + facts.printed + said)[-1].strip()
     return found or "{} failed with exit code {}: {}; try: {}".format(
         dialect.kind, facts.code, last, words["by_hand"]
@@ -1835,17 +1887,18 @@ class Client:
     :param watched: whether it needs a watchdog: not when it ends by itself
     :param line: for a client whose output and input are the caller's, as ``source`` and ``sink``: the watchdog's
         command as a function of a process id, and the last word that it says in place of the launcher
+    :param afterwards: what the watchdog has to run in the end, as arguments
     """
 
     # By force in the end: a client may not listen, or just have been forked, its group not yet being there.
     WATCHDOG = [
         "/bin/sh",
         "-c",
-        'read -r _&&exit;kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1"',
+        'read -r _&&exit;kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1";shift;"$@"',
         "tunnel-watchdog",
     ]
 
-    def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None):
+    def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None, afterwards=()):
         self.loop, self.sinks, self.code, self.leash = loop, sinks, None, None
         self.source = self.sink = near = None
         out, out_end = os.pipe()
@@ -1855,7 +1908,7 @@ class Client:
             self.source = self.streams.pop("out")
             near, self.sink = os.pipe()
         gate = os.pipe() if watched else ()
-        self.pid = spawn(argv, environment, (near, out_end, err_end), inherit, gate)
+        self.pid = spawn(argv, environment, (near, out_end, err_end), inherit, gate[:1], gate[1:])
         for descriptor in (out_end, err_end) + ((near,) if line else ()) + tuple(inherit):
             os.close(descriptor)
         for name, descriptor in self.streams.items():
@@ -1863,9 +1916,10 @@ class Client:
             loop.readers[descriptor] = lambda name=name: self._read(name)
         if watched:
             leash, self.leash = os.pipe()
-            command, word = line or (lambda pid: self.WATCHDOG + [str(pid)], b"")
+            command, word = line or (lambda pid: self.WATCHDOG + [str(pid)] + list(afterwards), b"")
             os.write(self.leash, word)
-            spawn(command(self.pid), {"PATH": "/usr/bin:/bin"}, (leash, self.sink, None))
+            unneeded = (self.leash,) + gate  # which would leave no room for others where few may be open
+            spawn(command(self.pid), {"PATH": "/usr/bin:/bin"}, (leash, self.sink, None), unneeded=unneeded)
             os.write(gate[1], b"\n")
             for descriptor in (leash,) + gate:
                 os.close(descriptor)
@@ -1928,21 +1982,35 @@ class Client:
             pass
 
 
-def spawn(argv, environment, streams, inherit=(), gate=()):
+def fork():
+    """:func:`os.fork`; that there are too many processes is no defect.
+
+    :raises Fatal: there are
+    """
+    try:
+        return os.fork()
+    except OSError as error:
+        text = "no further process can be started ({}): raise the limit (ulimit -u)"
+        raise Fatal(text.format(error.strerror), EX_UNAVAILABLE) from None
+
+
+def spawn(argv, environment, streams, inherit=(), gate=(), unneeded=()):
     """Start a program in a session of its own; ``subprocess`` alone would cost more than all else here.
 
     :param streams: descriptors for input, output, errors; None for nothing
-    :param gate: a pipe through which a byte has to come first: should this process die before, nothing is started
+    :param gate: a descriptor from which a byte has to come first: if this process dies before, nothing is started
+    :param unneeded: descriptors that the program is not to wait with
     :returns: the process id
     """
     import signal
 
-    pid = os.fork()
+    pid = fork()
     if pid:
         return pid
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
+        said = None  # where it can be said that the program cannot be run
         ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by Python, and the program would go on ignoring them
         handled = [
             signal.SIGTERM,
@@ -1951,18 +2019,20 @@ def spawn(argv, environment, streams, inherit=(), gate=()):
         ]  # by this process: one may come before the program
         for number in ignored + [each for each in handled if callable(signal.getsignal(each))]:
             signal.signal(number, signal.SIG_DFL)
-        if gate:
-            os.close(gate[1])
-            if not os.read(gate[0], 1):
-                os._exit(127)
+        for descriptor in unneeded:
+            os.close(descriptor)
+        if gate and not os.read(gate[0], 1):
+            os._exit(127)
         null = os.open(os.devnull, os.O_RDWR)
         for number, descriptor in enumerate(streams):
             os.dup2(null if descriptor is None else descriptor, number)
+        said = 2
         for descriptor in inherit:
             os.set_inheritable(descriptor, True)
         os.execve(argv[0], argv, environment)
     except OSError as error:
-        os.write(2, "cannot run {}: {}\n".format(argv[0], error.strerror).encode("utf-8", "replace"))
+        if said:
+            os.write(said, "cannot run {}: {}\n".format(argv[0], error.strerror).encode("utf-8", "replace"))
     finally:
         os._exit(127)
 
@@ -1970,7 +2040,7 @@ def spawn(argv, environment, streams, inherit=(), gate=()):
 class WindowsClient:
     """:class:`Client` on Windows, where only sockets can be waited for: threads copy the pipes to them."""
 
-    def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None):
+    def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None, afterwards=()):
         import subprocess
 
         self.loop, self.sinks, self.code = loop, sinks, None
@@ -2072,6 +2142,9 @@ def catch_signals(loop, on_signal):
             return os.read(near, size)
 
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Who has started this may have blocked them, as programs with threads do.
+        blocked = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
     pending = []
 
     def wake():
@@ -2629,7 +2702,7 @@ class Delivery:
         self.loop.cancel(self.stall)
         self.under_way = self.board.under_way
         # Who still holds a kernel's connections, but says nothing, is no reason to wait for long.
-        self.stall = self.loop.after(STALL_SECONDS if self.under_way else QUIET_SECONDS, self._end)
+        self.stall = self.loop.after(STALL_SECONDS if self.under_way else QUIET_SECONDS, self._give_up)
 
     def _check(self):
         self.loop.cancel(self.look)
@@ -2642,6 +2715,12 @@ class Delivery:
         if self.board.under_way != self.under_way:
             self._wait()
         self._check()
+
+    def _give_up(self):
+        if self.under_way:
+            text = "the front end has taken nothing for {} s: {} bytes are given up"
+            self.board.log.write(text.format(STALL_SECONDS, self.under_way))
+        self._end()
 
     def _end(self):
         self.stop()
@@ -2766,15 +2845,22 @@ class PasswordKeeper:
     The helper knows only where to ask and a token; the password stays in this process until the prompt
     of this very login has been shown to it. No file, argument or environment variable holds it.
 
+    After a prompt that nobody answers ssh must not go on: it would send an empty answer, and a jump host's, which
+    gets none of our options, would do so three times. So there is a keeper without a password, too.
+
     :param login: the arguments with which ssh logs in, for asking it who that is (``ssh -G``)
+    :param password: None answers nothing
     :param version: called for ssh's version
+    :param on_asked: called with a prompt that ssh must not go on after, and whether it asks for the password again
     """
 
-    def __init__(self, loop, log, program, login, password, version):
+    def __init__(self, loop, log, program, login, password, version, on_asked):
         self.loop, self.log, self.password, self.version = loop, log, password, version
+        self.on_asked, self.has_password = on_asked, password is not None
         self.token = os.urandom(16).hex()
         self.callers, self.prompts = {}, []  # callers in the order of arrival, each with its timer
-        self.client, self.timer, self.said, self.login = None, None, b"", None
+        self.held = []  # those whose ssh is being ended
+        self.client, self.said, self.login = None, b"", None
         self.question = [program, "-G"] + login
         self.listener = listen(backlog=128)
         loop.readers[self.listener] = self._accept
@@ -2786,12 +2872,17 @@ class PasswordKeeper:
         :raises Fatal: the helper cannot be executed
         """
         helper = os.environ.get("TUNNEL_DROPIN") or os.path.abspath(__file__)
-        if not os.access(helper, os.X_OK):
-            raise Fatal("host: for a password {0} has to be executable; try: chmod +x {0}".format(helper))
         environment = dict(environ)
+        if not os.access(helper, os.X_OK):
+            if not self.has_password:
+                return environment
+            raise Fatal("host: for a password {0} has to be executable; try: chmod +x {0}".format(helper))
+        for name in [name for name in environment if name.startswith("PYTHON")]:
+            del environment[name]  # the launcher itself goes without
         environment["SSH_ASKPASS"] = helper
-        environment["SSH_ASKPASS_REQUIRE"] = "force"
-        environment.setdefault("DISPLAY", "tunnel:0")
+        if self.has_password:  # else a ProxyCommand may have a terminal at which it is answered
+            environment["SSH_ASKPASS_REQUIRE"] = "force"
+        environment["DISPLAY"] = environment.get("DISPLAY") or "tunnel:0"
         environment["PATH"] = environ.get("PATH", "/usr/bin:/bin") + ":" + os.path.dirname(sys.executable)
         environment["TUNNEL_ASKPASS"] = "{}:{}".format(self.listener.getsockname()[1], self.token)
         return environment
@@ -2826,12 +2917,11 @@ class PasswordKeeper:
             self._drop(caller)
             return
         self.prompts.append((caller, prompt.strip()))
-        if self.client is None:
+        if self.login or not self.has_password:
+            self._ask(b"")
+        elif self.client is None:  # it takes as long as the look-ups do that the configuration asks for
             sinks = {"out": self._ask, "err": lambda data: None}
             self.client = Client(self.loop, self.question, client_environment(os.environ), sinks, watched=False)
-            self.timer = self.loop.after(5, self.client.end)
-        elif self.login:
-            self._ask(b"")
 
     def _ask(self, data):
         """ssh tells who is logging in; at the end of that, look at what is asked."""
@@ -2842,11 +2932,18 @@ class PasswordKeeper:
         prompts, self.prompts = self.prompts, []
         for caller, prompt in prompts:
             shown = prompt if not has_control_characters(prompt) else repr(prompt)
-            if is_password_prompt(prompt, *self.login, prefixed=self.version() >= PREFIXED):
+            ours = self.has_password and is_password_prompt(
+                prompt, *self.login, prefixed=self.version() >= PREFIXED
+            )
+            if ours and self.password:
                 self._answer(caller)
-                return
+                continue
             self.log.write("asked for something else than the password, not answered: {}".format(shown))
-            self._drop(caller)
+            if prompt.startswith(HARMLESS):
+                self._drop(caller)
+            else:
+                self.held.append(caller)
+                self.on_asked(shown, ours)
 
     def _answer(self, caller):
         answer, self.password = self.password, None
@@ -2855,7 +2952,7 @@ class PasswordKeeper:
             self.log.write("the password prompt has been answered")
         except OSError as error:
             self.log.write("the password helper could not be answered: {}".format(error.strerror))
-        self.close()
+        self._drop(caller)
 
     def _drop(self, caller):
         self.loop.readers.pop(caller, None)
@@ -2864,10 +2961,9 @@ class PasswordKeeper:
 
     def close(self):
         """Stop listening; harmless when that is over."""
-        for caller in list(self.callers) + [caller for caller, _ in self.prompts]:
+        for caller in list(self.callers) + [caller for caller, _ in self.prompts] + self.held:
             self._drop(caller)
         if self.client:
-            self.loop.cancel(self.timer)
             self.client.reap()
         if self.listener.fileno() >= 0:
             self.loop.readers.pop(self.listener, None)
@@ -2895,7 +2991,7 @@ def ask_password(prompt):
 
     port, _, token = os.environ["TUNNEL_ASKPASS"].partition(":")
     answer = b""
-    with socket.create_connection((LOOPBACK, int(port)), 10) as connection:
+    with socket.create_connection((LOOPBACK, int(port)), LOGIN_SECONDS) as connection:
         connection.sendall("{}\n{}".format(token, prompt).encode("utf-8", "surrogateescape"))
         connection.shutdown(socket.SHUT_WR)
         while len(answer) < 65536:
@@ -2936,7 +3032,8 @@ class Memory:
 
     Known keys: ``terminal`` (``yes`` or ``no``), ``kernel PATH`` (when it was last seen to run), ``died`` (how
     the last one ended that did not connect), ``room`` (how many sessions a connection takes), ``session N PID``
-    (who has one on shared connection N), ``exposed`` (the ports that it forwards are open to a network).
+    (who has one on shared connection N), ``exposed`` (the ports that it forwards are open to a network),
+    ``refused`` (logins need a person).
     """
 
     def __init__(self, path):
@@ -3028,6 +3125,8 @@ class SharedConnections:
         """
         self.release()
         self.settings = settings
+        if "refused" in self.memory.read() and self._users_own():
+            return None
         self.memory.change(self._choose)
         path = self._path
         try:
@@ -3043,7 +3142,9 @@ class SharedConnections:
             self.socket = identity(path)
             if self.socket is None:
                 # -f and -N say themselves what the options of 8.7 would.
-                self._log_in(settings.but(share=path, modern=False))
+                if not self._log_in(settings.but(share=path, modern=False)):
+                    self.release()
+                    return None
                 self.made.add(self.number)
                 self.socket = identity(path)
         finally:
@@ -3089,14 +3190,30 @@ class SharedConnections:
     def _log_in(self, settings):
         """Log in and leave a connection in the background.
 
+        :returns: whether there is one; where the login needs a person, one that the user has made may serve
         :raises Fatal: that failed
         """
         facts, settings = self.launch.follow(settings, login=True)
-        if facts.code != 0 and not self.launch.signal:
-            raise Fatal(explain(self.launch, facts, settings), verdict(self.launch.dialect, facts))
+        if facts.code == 0 or self.launch.signal:
+            return True
+        if facts.obstacle in ("asked", "refused") and self._users_own():
+            self.memory.keep("refused", "yes")  # and not tried again as long as that one is there
+            return False
+        raise Fatal(explain(self.launch, facts, settings), verdict(self.launch.dialect, facts))
+
+    def _users_own(self):
+        """Whether there is a connection to share that the user has made."""
+        found = self.launch.ask_connection("check", self.settings.but(share=None)) == 0
+        if found:
+            self.launch.log.write("a connection that you share yourself is used: --share has no login of its own")
+        else:
+            self.memory.keep("refused", None)
+        return found
 
     def started(self):
         """The kernel of this launch has a session."""
+        if self.number is None:
+            return
 
         def alter(values):
             values[self._key] = "started"
@@ -3309,7 +3426,7 @@ class Transcript:
             return
         keep(facts.aside, line)
         self.log.quote("aside", line)
-        if facts.proxy:  # a jump host may have refused, which must not be tried again
+        if facts.proxy and not facts.reached:  # a jump host may have refused, which must not be tried again
             self.on_event(self.dialect.read(line, facts.stage, aside=True), line)
         elif facts.stage == SILENT and line.startswith(("command-line", "Couldn't open logfile")):
             self.client(line)  # said before ssh has opened its log
@@ -3370,13 +3487,11 @@ class Try:
             self._clean_up()
         facts = self.facts
         facts.code = self.client.code
-        if (
-            facts.shared
-            and self.settings.guarded
-            and facts.code == 1
-            and REFUSED_TERMINAL in facts.printed + facts.aside
-        ):
-            facts.meet("no terminal", REFUSED_TERMINAL)
+        if self.settings.guarded and facts.code == 1 and not facts.connected:
+            if facts.shared and REFUSED_TERMINAL in facts.printed + facts.aside:
+                facts.meet("no terminal", REFUSED_TERMINAL)
+            elif facts.kernel_ended and all(line.startswith(FAREWELLS) for line in facts.printed):
+                facts.meet("guard", "exit code 1, without a word")  # a kernel that fails says why
         self.log.write("the client ended with exit code {}".format(self.client.code))
         return facts
 
@@ -3390,8 +3505,8 @@ class Try:
         else:
             if self.settings.separate:
                 self.pipe = LogPipe(self.loop, self.said.client)
-            if password:
-                self.keeper = self.launch.keeper(self.settings, lambda: self.facts.version)
+            if password or not (self.settings.asks or (self.settings.share and not self.is_login)):
+                self.keeper = self.launch.keeper(self.settings, lambda: self.facts.version, self._asked)
                 environment = self.keeper.environment(environment)
             argv = self._openssh(self.pipe and self.pipe.path)
         self.log.write("{}: {}".format(self.name, printable([self.launch.program] + argv)))
@@ -3401,7 +3516,11 @@ class Try:
         factory = WindowsClient if WINDOWS else Client
         sinks = {"out": out.feed, "err": err.feed}
         line = self.session and self.session.line
-        self.client = factory(self.loop, [self.launch.program] + argv, environment, sinks, inherit, line=line)
+        argv = [self.launch.program] + argv
+        afterwards = ()
+        if self.dialect is OpenSSH and not (self.is_login or self.session):  # it may share a connection
+            afterwards = self.launch.asking("cancel", self.settings, self.plan.forward_words)
+        self.client = factory(self.loop, argv, environment, sinks, inherit, line=line, afterwards=afterwards)
         if self.session:
             self.session.attach(self.client)
         if self.board and (self.board.outward or self.board.inward):
@@ -3440,6 +3559,8 @@ class Try:
         for each in (self.board, self.way, self.keeper, self.pipe):
             if each:
                 each.close()
+        if self.client and self.client.code is None:
+            self.client.end(force=True)  # only a defect leaves one
         self.password.remove()
 
     def _expect_answer(self):
@@ -3450,9 +3571,15 @@ class Try:
         elif self.facts.stage == SILENT:
             seconds = self.session.patience if self.session else self.launch.connect_seconds
             if seconds:
-                self.timers.within("answer", seconds + 0.5, lambda: self.end("no answer"))
+                self.timers.within("answer", seconds + 0.5, self._no_answer)
         else:
             self.timers.disarm("answer")
+
+    def _no_answer(self):
+        if self.dialect is Plink or self.facts.tried or self.settings.own or self.session or self.is_login:
+            self.end("no answer")
+        else:  # ssh has not even begun to connect: it may be waiting for the process behind a connection to share
+            self._hung()
 
     def end(self, why):
         """End the client; the first reason is the one that counts."""
@@ -3498,6 +3625,8 @@ class Try:
         before = facts.stage, facts.exposed
         note(facts, self.settings, self.plan, event[0], event[1], line)
         self._expect_answer()
+        if self.keeper and facts.stage >= LOGGED_IN:
+            self.keeper.close()
         self._report(event[0], line)
         if facts.obstacle and facts.obstacle not in ENDS_ITSELF:
             self.end("obstacle")
@@ -3505,16 +3634,24 @@ class Try:
             self._started()
         if facts.exposed and not before[1]:
             self.launch.step("server", EXPOSED)
-        if event[0] == "shared" and self.session:
-            self.timers.within("login", SHARED_SECONDS, lambda: self.end("no login"))  # it may have died unnoticed
-        elif event[0] == "shared" and not self.is_login:
-            if facts.version < SAYS_SESSION:
-                self.timers.within("session", SESSION_SECONDS, self._session_stands)
-            elif self.settings.share:
-                self.timers.within("session", HUNG_SECONDS, self._hung)
+        if not self.is_login:
+            self._watch_shared(event[0])
         if facts.ended:
             self.timers.disarm("lost")
             self._deliver()
+
+    def _watch_shared(self, event):
+        """The process behind a shared connection may hang, or its connection have died unnoticed."""
+        share = self.settings.share
+        if event == "shared" and self.session:
+            self.timers.within("login", SHARED_SECONDS, lambda: self.end("no login"))
+        elif event == "shared":
+            if not share:
+                self.timers.within("login", SHARED_SECONDS, self._hung)
+            if self.facts.version < SAYS_SESSION:
+                self.timers.within("session", SESSION_SECONDS, self._session_stands)
+            elif share:
+                self.timers.within("session", HUNG_SECONDS, self._hung)
 
     def _report(self, event, line):
         """An event may be a step of the launch."""
@@ -3533,9 +3670,14 @@ class Try:
             self.facts.stage = STARTED
             self._started()
 
+    def _asked(self, prompt, again):
+        """ssh asks for what nobody here can answer."""
+        self.facts.meet("refused" if again else "asked", prompt)
+        self.end("obstacle")
+
     def _hung(self):
         if self.facts.stage != STARTED:
-            self.facts.meet("stale", "the shared connection does not answer")
+            self.facts.meet("stale" if self.settings.share else "full", "the shared connection does not answer")
             self.end("obstacle")
 
     def _started(self):
@@ -3552,7 +3694,16 @@ class Try:
         if request.role is CONTROLLER and not request.callback:
             ports = [forward.port for forward in self.plan.forwards if forward.flag == "-L"]
             self.probe = Probe(self.loop, ports, self._held)
+        self.timers.within("front end", FRONT_END_SECONDS, self._look_for_front_end)
         self.launch.started(self)
+
+    def _look_for_front_end(self):
+        """One that has gone before its kernel has connected breaks no connection."""
+        link = self.launch.request.link
+        if is_deserted(link.data_host, link.data_port):
+            self.end("front end gone")
+        else:
+            self.timers.within("front end", FRONT_END_SECONDS, self._look_for_front_end)
 
     def _held(self, port):
         self.facts.meet("held", "port {} is in use on the kernel machine".format(port))
@@ -3560,8 +3711,9 @@ class Try:
         self.end("obstacle")
 
     def _connected(self):
-        self.facts.connected = True
-        self.timers.disarm("connect")
+        facts = self.facts
+        facts.connected, facts.reached, facts.stage = True, True, STARTED  # whatever the client has said of it
+        self.timers.disarm("connect", "answer", "login", "session", "front end")
         if self.probe:
             self.probe.cancel()
         if self.launch.shared:
@@ -3594,6 +3746,9 @@ def the_relay():
 
     :raises Fatal: it is not there
     """
+    folder = os.path.dirname(os.path.abspath(__file__))
+    if folder not in sys.path:  # an embeddable Python, or a safe path
+        sys.path.insert(0, folder)
     try:
         import tunnel_relay
     except ModuleNotFoundError:
@@ -3842,9 +3997,11 @@ class Launch:
                 facts = self.current.run()
             finally:
                 self.current = outer
-            if facts.shared and not login and (facts.killed or facts.code != 255):
+            if facts.shared and not login:
                 taken = self._take_forwards_back(settings, plan)
-                if not taken and facts.connected and not facts.killed:
+                if taken and facts.code == 255 and facts.stage == STARTED and not facts.killed:
+                    facts.ended = True  # that is what the kernel has ended with
+                elif not taken and facts.connected and not facts.killed:
                     facts.code = 255  # nobody is there any more: the connection was lost before all had come
             self._learn(facts, settings, login)
             following = after(facts, settings)
@@ -3868,7 +4025,7 @@ class Launch:
         if facts.obstacle == "full" and not self.shared.refused():
             facts.obstacle = "no session"
         if facts.obstacle == "family":
-            self._ask_connection("exit", settings)
+            self.ask_connection("exit", settings)
         if facts.obstacle in ("stale", "family"):
             self.shared.gone()
         if facts.stage == STARTED and self.shared.number in self.shared.made:
@@ -3879,22 +4036,26 @@ class Launch:
 
         :returns: whether that connection is still there
         """
-        code = self._ask_connection("cancel", settings, plan.forward_words)
+        code = self.ask_connection("cancel", settings, plan.forward_words)
         self.log.write("forwards taken back from the shared connection: exit code {}".format(code))
         return code == 0
 
-    def _ask_connection(self, command, settings, words=()):
+    def ask_connection(self, command, settings, words=()):
         """Have the process behind a shared connection do something; returns ssh's exit code."""
+        return self.quietly(self.asking(command, settings, words))[0]
+
+    def asking(self, command, settings, words=()):
+        """The arguments with which the process behind a shared connection is asked to do something."""
         argv = [self.program, "-O", command] + list(words) + OpenSSH.login(self.request, settings)
-        return self.quietly(argv + [self.request.destination.host])[0]
+        return argv + [self.request.destination.host]
 
     # -- what tries call
 
-    def keeper(self, settings, version):
+    def keeper(self, settings, version, on_asked):
         """Who answers a password prompt in one try."""
         login = OpenSSH.login(self.request, settings) + [self.request.destination.host]
         password = self.request.destination.password
-        return PasswordKeeper(self.loop, self.log, self.program, login, password, version)
+        return PasswordKeeper(self.loop, self.log, self.program, login, password, version, on_asked)
 
     def step(self, name, text):
         """A step of the launch has been taken."""
@@ -3946,12 +4107,12 @@ class Launch:
 
         :returns: its exit code and what it printed
         """
-        said = []
+        said, before = [], self.signal  # what is put in order after a signal takes its time all the same
         sinks = {"out": said.append, "err": said.append}
         client = (WindowsClient if WINDOWS else Client)(self.loop, argv, self.environment, sinks, watched=False)
         timer = self.loop.after(5, lambda: client.end(force=True))
         while not client.poll():
-            if self.signal:
+            if self.signal != before:
                 client.end(force=True)
             self.loop.step()
         self.loop.cancel(timer)
@@ -3965,11 +4126,6 @@ class Launch:
             self.current.session.leave()
         elif self.current:
             self.current.end("signal")
-
-    def abandon(self):
-        """End a client that still runs: only a defect leaves one."""
-        if self.current and self.current.client:
-            self.current.client.end(force=True)
 
     # -- the end
 
@@ -4136,10 +4292,8 @@ def launch(request, program, dialect, log, teller):
     :returns: the exit code
     :raises Fatal: the launch failed
     """
-    work = None
     try:
-        work = Launch(request, program, dialect, log, teller)
-        return work.run()
+        return Launch(request, program, dialect, log, teller).run()
     except Fatal as error:
         log.write(error.text)
         raise
@@ -4150,15 +4304,17 @@ def launch(request, program, dialect, log, teller):
             log.write(traceback.format_exc())
         log.write(line_for(error)[1])
         raise
-    finally:
-        if work:
-            work.abandon()
 
 
 def line_for(error):
     """Exit code and line for an error that nobody has foreseen."""
     if getattr(error, "errno", None) in TOO_MANY_FILES or "Too many open files" in str(error):
         return EX_UNAVAILABLE, "too many open files: a launch needs about 40; raise the limit (ulimit -n)"
+    if getattr(error, "errno", None) in NO_ROOM:
+        place = " below {}".format(error.filename) if error.filename else ""
+        return EX_UNAVAILABLE, "no room is left{}: {}".format(place, error.strerror)
+    if isinstance(error, MemoryError):
+        return EX_UNAVAILABLE, "there is not enough memory: raise the limit (ulimit -v)"
     return EX_SOFTWARE, DEFECT.format(" ({})".format(type(error).__name__))
 
 
@@ -4270,7 +4426,7 @@ def detach(work):
     import signal
 
     reader, writer = os.pipe()
-    child = os.fork()
+    child = fork()
     if not child:
         try:
             os.close(reader)

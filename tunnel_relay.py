@@ -2846,7 +2846,6 @@ ANSWER_PART, ANSWER_SECONDS = 0.25, 1.0  # the same for how long a server may ta
 SETTLED_SECONDS = 5  # a connection that lasted longer is tried again at once
 ASKING_SECONDS = 60  # the same for a login that was refused: servers shut out whoever tries too often
 LEAVE_SECONDS = 2.0  # for the last words of a launcher that was told to end
-FRONT_END_SECONDS = 1.0  # how often to look whether there is still a front end, until its kernel connects
 
 
 class NoForwards:
@@ -2945,7 +2944,7 @@ class Served:
             self.gone = True
             self.near.hang_up(self.number)
         else:
-            self.timers.within("front end", FRONT_END_SECONDS, self._look_for_front_end)
+            self.timers.within("front end", self.tunnel.FRONT_END_SECONDS, self._look_for_front_end)
 
     def _connected(self):
         self.timers.disarm("connect")
@@ -3177,7 +3176,7 @@ class Session:
             else:
                 passed = PAUSE_PART * (time.monotonic() - trouble)
                 pause = min(PAUSE_SECONDS, max(LEAST_PAUSE_SECONDS, passed))
-            if facts.obstacle == "refused":
+            if facts.obstacle in ("asked", "refused"):
                 pause = ASKING_SECONDS
                 text = "the login was refused: if it needs a person, log in by hand; next attempt in {} s"
                 self.log.write(text.format(pause))
@@ -3241,6 +3240,7 @@ class Hub:
     def __init__(self, tunnel, work, session, listener, path):
         self.tunnel, self.work, self.session, self.path = tunnel, work, session, path
         self.loop, self.listener, self.timer = work.loop, listener, None
+        self.spare = os.open(os.devnull, os.O_RDONLY)
         self.callers, self.tellers = (
             {},
             [],
@@ -3256,10 +3256,9 @@ class Hub:
         """
         try:
             caller = self.tunnel.accept(self.listener)
-        except OSError as error:  # no descriptor is left: not again at once
-            self.session.tell("a launch was not heard: {}".format(error.strerror))
-            self.loop.readers.pop(self.listener, None)
-            self.loop.after(1, self._listen_again)
+        except OSError as error:  # no descriptor is left
+            self.session.tell("a launch was refused: {}".format(error.strerror))
+            self._refuse()
             return False
         if caller is None:
             return False
@@ -3282,6 +3281,24 @@ class Hub:
 
         self.loop.readers[caller] = read
         return True
+
+    def _refuse(self):
+        """Tell a launch that there is no room for it, with a descriptor that has been spared for that."""
+        os.close(self.spare)
+        try:
+            caller = self.tunnel.accept(self.listener)
+        except OSError:  # the whole system has none: not again at once
+            caller = None
+            self.loop.readers.pop(self.listener, None)
+            self.loop.after(1, self._listen_again)
+        if caller:
+            text = "{} the process that runs the kernels of this host has as many files open as it may (ulimit -n)"
+            try:
+                caller.send(text.format(self.tunnel.EX_UNAVAILABLE).encode("ascii"))
+            except OSError:
+                pass  # it has gone
+            caller.close()
+        self.spare = os.open(os.devnull, os.O_RDONLY)
 
     def _listen_again(self):
         if self.listener:

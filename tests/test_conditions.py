@@ -16,6 +16,7 @@ from launches import (
     nothing_else,
     patched,
     server_of,
+    set_times,
     tries,
     works,
 )
@@ -370,3 +371,26 @@ def test_blocks_that_are_all_held_are_explained(desk, machine):
         release()
         block.close()
     rig.wait_until(lambda: not machine.kernels(), 5)
+
+
+@pytest.mark.parametrize("role", ["classic", "callback", "compute", "shared"])
+def test_a_login_without_a_terminal_at_its_standard_input(desk, own_machine, role):
+    own_machine.write("home/.bashrc", "exec </dev/null\n")
+    (log,) = works(desk, own_machine, [role])
+    assert "the login has no terminal at its standard input" in log
+    assert own_machine.kernel_starts() == 1
+
+
+@pytest.mark.parametrize("role", ["classic", "shared"])
+def test_a_kernel_that_has_connected_has_been_reached_whatever_ssh_says(desk, machine, role):
+    """An ssh whose words are not understood; here they go nowhere."""
+    text = "#!/bin/sh\nn=$#\nwhile [ $n -gt 0 ]; do case $1 in -E) shift 2; n=$((n-2));;"
+    text += ' *) set -- "$@" "$1"; shift; n=$((n-1));; esac; done\nexec {} "$@"\n'
+    wrapper = machine.write("wordless-ssh", text.format(machine.ssh), 0o755)
+    set_times(desk, MASTER_SECONDS=3.0, CONNECT_SECONDS=3)
+    end = launched(desk, machine, role, env={"TUNNEL_SSH": wrapper})
+    end.accept()
+    end.busy(4)
+    end.echo(1000)
+    end.quit()
+    end.wait(10)

@@ -366,6 +366,6 @@ def test_an_ssh_that_does_not_say_who_asks_hands_no_password_to_a_jump_host(requ
     edit = "-e s/{}/{}/".format(gate.address, cluster.address)  # it asks in the words of the other
     host = "john:{}@cluster".format(rig.PASSWORD)
     end = desk.launch(cluster, "compute", host=host, env={"TUNNEL_SSH": old_ssh(gate, ssh, edit)})
-    ends_with(desk, end, 255, "refused the login", 20)
+    ends_with(desk, end, 255, "asks for what nobody can answer here", 20)
     assert "not answered: john@{}'s password:".format(cluster.address) in log_of(desk, end)
     assert "Accepted password" not in gate.server_log()

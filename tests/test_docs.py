@@ -369,7 +369,7 @@ HANG_UP = tunnel_relay.HANG_UP_SECONDS
         ("5 s; a silent network {} s |", [SILENT]),
         ("last kernel on a shared connection | the connection | {} s |", [tunnel.SHARE_SECONDS]),
         ("relay, and the process here | {} s |", [tunnel.SHARE_SECONDS]),
-        ("while the job waits | the job, at once | {:.0f} s |", [1 + tunnel_relay.FRONT_END_SECONDS]),
+        ("while the job waits | the job, at once | {:.0f} s |", [1 + tunnel.FRONT_END_SECONDS]),
         ("at once and then every {} s, for {} min | noticed within {:.0f} s |",
          [tunnel_relay.PAUSE_SECONDS, tunnel.RELAY_MINUTES, tunnel_relay.DEAD_SECONDS]),
     ],

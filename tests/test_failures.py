@@ -12,7 +12,7 @@ import frontend
 import pytest
 import rig
 from conftest import make_machine
-from launches import launched, log_of, nothing_else, patched, server_of
+from launches import key_lines, launched, log_of, nothing_else, patched, server_of, set_times
 
 import tunnel
 
@@ -114,10 +114,10 @@ def test_password_is_not_given_to_a_jump_host(request, desk):
     _, wrapper = jump.make_ssh("asking", lines)
     host = "john:{}@cluster".format(rig.PASSWORD)
     end = desk.launch(target, "compute", host=host, env={"TUNNEL_SSH": wrapper})
-    fails(desk, end, 255, "refused the login", 5)
+    fails(desk, end, 255, "asks for what nobody can answer here", 5)
     asked = "asked for something else than the password, not answered: john@{}"
     assert asked.format(jump.address) in desk.logs()[0]
-    assert "Accepted password" not in jump.server_log()
+    assert "password for john" not in jump.server_log()  # accepted or refused
 
 
 def test_unknown_host_key_is_accepted_and_remembered_by_ssh(desk, machine):
@@ -352,19 +352,26 @@ def test_plink_older_than_0_77_is_refused_where_it_would_need_the_password_in_it
 
 @clients
 @pytest.mark.parametrize("role", ["classic", "compute"])
-def test_a_kernel_that_cannot_reach_its_link_is_explained(desk, machine, client, role):
-    """The front end has gone, all its listeners with it, when the kernel has booted."""
-    end = launched(desk, machine, role, client=client, slow=True)
+def test_a_front_end_that_has_gone_before_its_kernel_has_connected_ends_all(desk, machine, client, role):
+    kernel = machine.install_kernel("never/10.1/MathKernel", "silent")
+    end = launched(desk, machine, role, client=client, kernel=kernel)
     desk.wait_until(end, lambda: machine.kernels(), what="the kernel")
     end.close_listeners()
-    if role == "compute":
-        assert end.wait()[0] == 0
-        rig.wait_until(lambda: "the front end does not answer at" in log_of(desk, end), 5)
-        nothing_else(desk)
-    else:
-        code, _ = end.wait(10)
-        assert code not in (0, None)
-        assert "the front end does not answer at" in log_of(desk, end)
+    rig.wait_until(lambda: "the front end has closed the main link" in log_of(desk, end), 3)
+    assert end.wait(5)[0] == (0 if role == "compute" else 129)
+    rig.wait_until(lambda: not machine.kernels(), 3)
+    nothing_else(desk)
+
+
+@clients
+def test_a_kernel_that_cannot_reach_its_link_is_explained(desk, machine, client):
+    """The front end has gone, all its listeners with it, in the moment in which the kernel connects."""
+    set_times(desk, FRONT_END_SECONDS=60)
+    end = launched(desk, machine, "classic", client=client, slow=True)
+    desk.wait_until(end, lambda: machine.kernels(), what="the kernel")
+    end.close_listeners()
+    assert end.wait(10)[0] not in (0, None)
+    assert "the front end does not answer at" in log_of(desk, end)
     rig.wait_until(lambda: not machine.kernels(), 5)
 
 
@@ -389,3 +396,54 @@ def test_a_peer_that_has_gone_by_the_time_its_socket_is_set_up_ends_one_channel(
     loop.step()
     assert told == ["finished"]
     end.close()
+
+
+def test_a_slow_look_up_in_the_configuration_keeps_no_password_back(desk, machine):
+    """ssh goes through it for each login, and for the question who logs in."""
+    lines = ['Match exec "sleep 5.5; true"', "Compression yes", "Host *"] + key_lines(machine, key=False)
+    environ = {"TUNNEL_SSH": machine.make_ssh("slow", lines)[1], "PYTHONHOME": "/nowhere"}
+    end = desk.launch(machine, "classic", host="john:{}@{}".format(rig.PASSWORD, machine.address), env=environ)
+    end.accept()
+    end.quit()
+    assert end.wait(10)[0] == 0
+
+
+@pytest.mark.parametrize("number, words", [(errno.ENOSPC, "no room is left"), (errno.EDQUOT, "no room is left")])
+def test_what_the_system_does_not_give_is_no_defect(number, words):
+    def fail():
+        raise OSError(number, os.strerror(number), "/run/x")
+
+    assert tunnel.guarded(fail) == (69, "{} below /run/x: {}".format(words, os.strerror(number)))
+
+
+def test_no_further_process_is_no_defect(monkeypatch):
+    def fail():
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+    monkeypatch.setattr(os, "fork", fail)
+    code, text = tunnel.guarded(lambda: tunnel.spawn(["/bin/true"], {}, (None, None, None)))
+    assert (code, text[:37]) == (69, "no further process can be started (Re")
+
+
+def test_too_little_memory_is_no_defect():
+    def fail():
+        raise MemoryError
+
+    assert tunnel.guarded(fail) == (69, "there is not enough memory: raise the limit (ulimit -v)")
+
+
+def test_the_relay_is_found_beside_the_launcher(desk, machine):
+    """Though the script's folder is none in which modules are looked for."""
+    environ = dict(os.environ, PYTHONSAFEPATH="1", TUNNEL_SSH=machine.client("ssh"))
+    argv = [
+        sys.executable,
+        "-I",
+        str(desk.folder / "tunnel.py"),
+        "--dry-run",
+        "--relay",
+        "host",
+        "/k/math",
+        "1@h,2@h",
+    ]
+    done = rig.run(*argv, env=environ)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -93,3 +93,37 @@ def test_a_machine_that_a_jump_host_cannot_reach_is_not_told_as_overloaded(desk,
     line = ends_with(desk, end, 255, "Connection refused|refused the connection", 20)
     assert "overloaded" not in line
     assert gate.logins() == before + 1
+
+
+NOBODY = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE"), "")  # can be asked
+
+
+@pytest.mark.parametrize("host", ["john@cluster", "john:{}@cluster".format(rig.PASSWORD)])
+def test_a_jump_host_that_wants_a_password_gets_no_empty_ones(desk, gate, cluster, host):
+    """Its client has none of the launcher's options, and would send three."""
+    config = ["Host gate", "HostName {}".format(gate.address), "StrictHostKeyChecking accept-new"]
+    config += key_lines(gate, key=False) + [
+        "Host cluster",
+        "HostName {}".format(cluster.address),
+        "ProxyJump gate",
+    ]
+    environ = dict(NOBODY, TUNNEL_SSH=gate.make_ssh("asked", config + key_lines(cluster))[1])
+    failed = gate.server_log().count("Failed password")
+    for role in ("classic", "shared"):
+        end = launched(desk, cluster, role, host=host, env=environ)
+        words = "the login on cluster asks for what nobody can answer here .john@{}'s password:".format(
+            gate.address
+        )
+        ends_with(desk, end, 255, words, 5)
+    assert gate.server_log().count("Failed password") == failed
+
+
+@pytest.mark.parametrize("role", ["classic", "shared"])
+def test_a_banner_on_the_way_does_not_explain_what_the_machine_behind_says(desk, gate, cluster, role):
+    gate.write("banner", "\n".join(FAKED) + "\n")
+    gate.restart_server("Banner " + gate.path("banner"))
+    try:
+        end = launched(desk, cluster, role, host="john:wrong@cluster", env=through(gate, cluster, key=False))
+        ends_with(desk, end, 255, "cluster refused the login")
+    finally:
+        gate.restart_server()

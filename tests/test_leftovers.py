@@ -252,7 +252,7 @@ def catches(pid):
 
 keep = tunnel.catch_signals(tunnel.Loop(), print)
 gate = os.pipe()
-pid = tunnel.spawn(["/bin/sh", "-c", "echo runs >" + sys.argv[1]], dict(os.environ), (None, None, None), (), gate)
+pid = tunnel.spawn(["/bin/sh", "-c", "echo runs >" + sys.argv[1]], dict(os.environ), (None, None, None), (), gate[:1], gate[1:])
 end = time.monotonic() + 5
 while (os.getpgid(pid) != pid or catches(pid)) and time.monotonic() < end:
     pass

@@ -1,12 +1,13 @@
 """--share: one login for any number of compute kernels."""
 
 import os
+import re
 import signal
 import time
 
 import pytest
 import rig
-from launches import launched, log_of, masters, nothing_else, server_of
+from launches import ends_with, key_lines, launched, log_of, masters, nothing_else, server_of, set_times
 
 FULL = "the shared connection takes no further kernel"
 CALLED_BACK = "the kernel has called back"
@@ -349,6 +350,82 @@ def test_a_connection_that_the_user_shares_is_used_and_its_forwards_are_taken_ba
     end.close_listeners()
     desk.no_process()
     nothing_listens(desk, machine)
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
+@pytest.mark.parametrize("role", ["callback", "shared"])
+def test_a_launcher_that_is_ended_leaves_no_forward_on_a_shared_connection(
+    desk, machine, users_connection, role, name
+):
+    other = shared(desk, machine)  # which keeps the connection of --share
+    other.accept()
+    kept = machine.listeners()
+    end = launched(desk, machine, role, env={"TUNNEL_SSH": users_connection} if role == "callback" else {})
+    end.accept()
+    (pid,) = [
+        pid
+        for pid in desk.processes()
+        if any(end.link in word for word in rig.command_line(pid)) and is_python(pid)
+    ] or [end.launcher.pid]
+    os.kill(pid, getattr(signal, name))
+    rig.wait_until(lambda: machine.listeners() == kept, 5, "the return of the remote forwards")
+    here = set(re.findall(r" -L 127\.0\.0\.1:(\d+):", log_of(desk, end)))
+    rig.wait_until(lambda: not here & set(map(str, rig.listening_ports())), 5, "the return of the local forwards")
+    other.echo(1000)
+
+
+def is_python(pid):
+    return "python" in rig.command_line(pid)[0]
+
+
+@pytest.mark.parametrize("hangs", ["process", "network"])
+def test_a_users_connection_that_hangs_is_passed_over(desk, own_machine, tmp_path, hangs):
+    set_times(desk, CONNECT_SECONDS=2, SHARED_SECONDS=1)
+    path = str(tmp_path / "users")
+    lines = ["Host *"] + own_machine.client_lines + ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
+    _, wrapper = own_machine.make_ssh("users", lines)
+    rig.must(wrapper, "-M", "-f", "-N", own_machine.address)
+    (master,) = rig.processes_with("ControlPath {}".format(path)) or [
+        pid for pid in rig.processes_with(own_machine.folder) if "-M" in rig.command_line(pid)
+    ]
+    try:
+        if hangs == "process":
+            os.kill(master, signal.SIGSTOP)
+        else:
+            for pid in own_machine.sessions():
+                os.kill(pid, signal.SIGSTOP)
+        end = launched(desk, own_machine, "callback", env={"TUNNEL_SSH": wrapper})
+        end.accept()
+        assert "or does not answer: trying again" in log_of(desk, end)
+        end.quit()
+        assert end.wait(10)[0] == 0
+    finally:
+        rig.end_process(master)
+        for pid in own_machine.sessions():
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_where_a_login_needs_a_person_their_connection_is_shared(desk, machine, tmp_path):
+    path = str(tmp_path / "users")
+    lines = ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
+    _, able = machine.make_ssh("able", ["Host *"] + lines + machine.client_lines)
+    _, unable = machine.make_ssh("unable", ["Host *"] + lines + key_lines(machine, key=False))
+    before = machine.attempts()
+    rig.must(able, "-M", "-f", "-N", machine.address)
+    try:
+        for _ in range(3):
+            works(shared(desk, machine, env={"TUNNEL_SSH": unable}))
+        assert machine.attempts() == before + 2  # one has been refused, and that is known
+    finally:
+        rig.run(able, "-O", "exit", machine.address)
+    end = shared(desk, machine, env={"TUNNEL_SSH": unable})
+    ends_with(desk, end, 255, "refused the login")
+
+
+def test_a_kernel_that_ends_with_255_has_not_lost_its_connection(desk, machine):
+    kernel = machine.install_kernel("all/10.1/MathKernel", "exit=255")
+    end = shared(desk, machine, kernel=kernel)
+    ends_with(desk, end, 255, "ended before it called back, with exit code 255")
 
 
 def nothing_listens(desk, machine):

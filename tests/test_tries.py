@@ -66,16 +66,16 @@ SSH_LINES = [
     (
         "debug1: Server host key: ssh-ed25519 SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU",
         "host key",
-        (SILENT,),
+        BEFORE_LOGIN,
         None,
     ),
-    ("debug1: Server host key: ecdsa-sha2-nistp256 SHA256:47DEQpj8HBSa", "host key", (SILENT,), None),
+    ("debug1: Server host key: ecdsa-sha2-nistp256 SHA256:47DEQpj8HBSa", "host key", BEFORE_LOGIN, None),
     (
         "debug1: Server host certificate: ssh-ed25519-cert-v01@openssh.com SHA256:47DEQpj8HBSa, serial 7 ID"
         ' "host.example.com" CA ssh-ed25519 SHA256:TImW+5JCeuQeRkm5 valid from 2024-01-01T00:00:00 to'
         " 2034-01-01T00:00:00",
         "host key",  # it is printed instead of the key
-        (SILENT,),
+        BEFORE_LOGIN,
         None,
     ),
     ("debug1: Authentication succeeded (publickey).", "login", BEFORE_LOGIN, ["publickey"]),  # up to 8.4
@@ -736,7 +736,7 @@ def test_once_the_kernel_has_connected_nothing_is_in_its_way():
 
 
 def test_each_obstacle_is_met_by_some_line_and_each_rule_is_for_one():
-    met = {"held"}  # by the probe
+    met = {"held", "guard", "asked"}  # by the probe, an exit code, and a prompt
     for dialect, (line, _, stages, _) in READ:
         facts = Facts()
         facts.stage = stages[0]
@@ -858,7 +858,7 @@ def test_nothing_else_is_waited_for(obstacle):
 
 @pytest.mark.parametrize("obstacle", tunnel.OBSTACLES)
 def test_a_launch_that_somebody_has_ended_is_over(obstacle):
-    given = settings(share="/x", separate=True)
+    given = settings(share="/x", separate=True, guarded=True)
     for reason in ("signal", "no answer", "no login", "no kernel", "checked", "front end gone", "links held"):
         assert tunnel.after(met(obstacle, stopped_by=reason), given) is None
     assert (tunnel.after(met(obstacle, stopped_by="obstacle"), given) is None) is (obstacle not in tunnel.RULES)
@@ -870,7 +870,7 @@ def test_a_kernel_that_has_ended_is_not_run_again(obstacle):
     """But for one that was run without its terminal: it was told to look, and has done nothing."""
     given = settings(share="/x", separate=True, guarded=True)
     again = tunnel.after(met(obstacle, ended=True), given)
-    assert (again is not None) is (obstacle == "no terminal")
+    assert (again is not None) is (obstacle in ("no terminal", "guard"))
 
 
 def events():
@@ -881,7 +881,7 @@ def events():
 
 def obstacles_at(given, events, of):
     """Those that ``obstacle_in`` lets through for these settings, and what no line tells."""
-    return {"held"} | {tunnel.obstacle_in(given, of, *event) for event in events} - {None}
+    return {"held", "guard", "asked"} | {tunnel.obstacle_in(given, of, *event) for event in events} - {None}
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -1499,10 +1499,32 @@ def test_a_kernel_that_says_so_of_its_own_path_and_ends_with_its_own_code_was_th
     assert text.startswith("the kernel {} ended before it called back, with exit code 3".format(PATH))
 
 
+LOST = "the kernel is hung up on when the server notices"
+
+
+def test_a_client_that_somebody_has_ended_is_said_to_be():
+    said = ['Authenticated to host ([192.0.2.1]:22) using "publickey".']
+    assert Case(OpenSSH).explain(stage=STARTED, connected=True, said=said, code=137) == (
+        "the connection was lost (the client was ended by signal 9); " + LOST
+    )
+    assert (
+        Case(OpenSSH)
+        .explain(stage=STARTED, said=said, code=255)
+        .startswith("the connection was lost (it said nothing)")
+    )
+
+
+@pytest.mark.parametrize("code", [1, 127])
+def test_a_kernel_that_lacks_a_library_is_not_missing(code):
+    said = PATH + ": error while loading shared libraries: libiomp5.so: No such file or directory"
+    text = Case(OpenSSH, "host", PATH, LINK).explain(stage=STARTED, ended=True, status=code, printed=[said])
+    assert text.startswith("the kernel {} lacks a library: {}; ".format(PATH, said))
+
+
 def test_what_became_of_a_kernel_that_had_been_started():
     case = Case(OpenSSH)
     lost = case.explain(stage=STARTED, connected=True, said=["Timeout, server host not responding."])
-    assert lost == "the connection was lost (Timeout, server host not responding.); the kernel has been hung up on"
+    assert lost == "the connection was lost (Timeout, server host not responding.); " + LOST
     assert case.explain(stage=STARTED).startswith("the connection was lost (it said nothing)")
     assert case.explain(stage=STARTED, printed=["In[1]:="]).startswith("the connection was lost (In[1]:=)")
     held = case.explain(stage=STARTED, connected=True, ended=True, stopped_by="links held", killed=True)
