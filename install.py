@@ -272,11 +272,13 @@ main() {{
     *) user=$HOME/. system='{share}' ;;
     esac
     m=${{MATHEMATICA_USERBASE-}} mb=${{MATHEMATICA_BASE-}} w=${{WOLFRAM_USERBASE-}} wb=${{WOLFRAM_BASE-}}
-    wolfram=$(absolute "${{w:-${{user}}Wolfram}}")
-    product "$(absolute "${{m:-${{user}}Mathematica}}")" "$(absolute "${{mb:-${{system}}Mathematica}}")" "$m$mb"
+    mathematica=$(absolute "${{m:-${{user}}Mathematica}}") wolfram=$(absolute "${{w:-${{user}}Wolfram}}")
+    product "$mathematica" "$(absolute "${{mb:-${{system}}Mathematica}}")" "$m$mb"
     product "$wolfram" "$(absolute "${{wb:-${{system}}Wolfram}}")" "$w$wb"
-    if [ -z "$any" ] && [ $task = uninstall ]; then say "nothing of Tunnel is installed here"; fi
-    if [ -z "$any" ] && [ $task = install ]; then product "$wolfram" "$wolfram" named; fi
+    if [ -n "$any" ]; then return; fi
+    if [ $task = uninstall ]; then say "nothing of Tunnel is installed here"; return; fi
+    # Neither has been started here yet, and nobody knows which will be.
+    for base in "$mathematica" "$wolfram"; do product "$base" "$base" named; done
 }}
 main
 say end
@@ -315,7 +317,8 @@ def named(product, suffix, environ):
 
 
 def products_here(bases, environ):
-    """The products to install for: each that is here or for which a variable names a directory, else the newest.
+    """The products to install for: each that is here or for which a variable names a directory. Where there is
+    none, all: none has been started here yet, and nobody knows which will be.
 
     :param bases: as :func:`base_directories` returns them
     """
@@ -324,7 +327,7 @@ def products_here(bases, environ):
         wanted = named(product, "_USERBASE", environ) or named(product, "_BASE", environ)
         if wanted or any(map(os.path.isdir, pair)):
             found.append(product)
-    return found or [PRODUCTS[-1]]
+    return found or list(PRODUCTS)
 
 
 def home_directory(platform, environ):

@@ -30,6 +30,7 @@ import run as setup
 import install
 
 MEGABYTE = 1 << 20
+PARTS = ("startup", "channels", "launches", "bulk", "latency", "memory", "relay")  # methods of Bench
 
 
 def line(name, value, unit, note=""):
@@ -507,8 +508,14 @@ class Bench:
 
 
 def main(names):
+    if {"-h", "--help"} & set(names):
+        print(__doc__)
+        return 0
+    wrong = [name for name in names if name not in PARTS]
+    if wrong:
+        print("run.py: {}: not known; the parts are {}".format(wrong[0], ", ".join(PARTS)), file=sys.stderr)
+        return 2
     setup.install_packages({name: setup.PACKAGES[name] for name in ("sshd", "ssh", "ip", "openssl")})
-    names = names or ["startup", "channels", "launches", "bulk", "latency", "memory", "relay"]
     with open("/proc/cpuinfo") as stream:
         models = [each.partition(":")[2].strip() for each in stream if each.startswith("model name")]
     version = subprocess.run(["ssh", "-V"], stderr=subprocess.PIPE).stderr.decode().strip()
@@ -519,7 +526,7 @@ def main(names):
     try:
         with rig.KernelMachine() as machine:
             bench = Bench(machine, folder)
-            for name in names:
+            for name in names or PARTS:
                 getattr(bench, name)()
             for pid in rig.processes_with(folder):
                 rig.end_process(pid)

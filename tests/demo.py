@@ -3,6 +3,8 @@
 
 Launches a controller kernel and two compute kernels through the launchers and prints what connected,
 channel by channel; then leaves nothing behind.
+
+usage: python3 tests/demo.py
 """
 
 import os
@@ -61,7 +63,13 @@ def demo(machine, folder):
             end.__exit__()
 
 
-def main():
+def main(argv):
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    if argv:
+        print("demo.py: {}: not known; it takes no arguments".format(argv[0]), file=sys.stderr)
+        return 2
     run.install_packages({name: run.PACKAGES[name] for name in ("sshd", "ssh", "ip", "openssl")})
     folder = tempfile.mkdtemp(prefix="tunnel-demo-")
     try:
@@ -79,4 +87,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

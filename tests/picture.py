@@ -122,6 +122,13 @@ def write(path, text):
 
 
 def main(argv):
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    wrong = [word for word in argv if word.startswith("-")] + argv[1:]
+    if wrong:
+        print("picture.py: {}: not known; expected: [FILE]".format(wrong[0]), file=sys.stderr)
+        return 2
     if os.getuid():
         return "picture.py: needs root"
     if os.uname().nodename != NODE:

@@ -105,33 +105,26 @@ def test_environment_variables_override_the_directories():
 
 
 @pytest.mark.parametrize("relay", [True, False])
-def test_a_home_without_any_gets_the_newest_layout(home, tmp_path_factory, relay):
+def test_a_home_without_any_gets_both_layouts(home, tmp_path_factory, relay):
     source = copy_of_tunnel(tmp_path_factory.mktemp("of") / "tunnel")
     scripts = ["tunnel.py", "tunnel_sub.py"]
     if relay:
         scripts.append("tunnel_relay.py")
         (source / "tunnel_relay.py").write_text("a = 1\n")
     assert home.install(source=source) == 0
-    assert sorted(name for name in tree(home.path) if not name.endswith(".pyc")) == sorted(
-        [
-            ".Wolfram",
-            ".Wolfram/FrontEnd",
-            ".Wolfram/FrontEnd/__pycache__",
-            "none",
-            "none/Wolfram",
-            "none/Wolfram/Kernel",
-        ]
-        + [".Wolfram/FrontEnd/" + name for name in scripts + ["tunnel.sh", "tunnel_sub.sh"]]
-        + [
-            ".Wolfram/FrontEnd/" + install.RECORD,
-            "none/Wolfram/Kernel/" + install.RECORD,
-            "none/Wolfram/Kernel/tunnel.m",
-        ]
-    )
-    assert len([name for name in tree(home.path) if name.endswith(".pyc")]) == len(scripts)
-    for name in scripts:
-        mode = tree(home.path)[".Wolfram/FrontEnd/" + name][1]
-        assert mode == (0o644 if "relay" in name else 0o755)
+    expected = ["none"]
+    for product in ("Mathematica", "Wolfram"):
+        user, shared = "." + product, "none/" + product
+        expected += [user, shared, shared + "/Kernel"]
+        expected += [shared + "/Kernel/" + name for name in (install.RECORD, "tunnel.m")]
+        for name in ["", "/__pycache__", "/" + install.RECORD, "/tunnel.sh", "/tunnel_sub.sh"]:
+            expected.append(user + "/FrontEnd" + name)
+        expected += [user + "/FrontEnd/" + name for name in scripts]
+        for name in scripts:
+            mode = tree(home.path)[user + "/FrontEnd/" + name][1]
+            assert mode == (0o644 if "relay" in name else 0o755)
+        assert len(list((home.path / user).rglob("*.pyc"))) == len(scripts)
+    assert sorted(name for name in tree(home.path) if not name.endswith(".pyc")) == sorted(expected)
     assert home.install("--uninstall") == 0
     assert tree(home.path) == {}
 
@@ -175,6 +168,15 @@ def test_every_layout_that_exists_is_served(home):
     for name in (".Mathematica", ".Wolfram"):
         assert os.access(str(home.path / name / "FrontEnd" / "tunnel.sh"), os.X_OK)
     assert not (home.path / "none").exists()
+
+
+@pytest.mark.parametrize("name", ["Mathematica", "Wolfram"])
+def test_a_layout_that_is_there_alone_is_served_alone(tmp_path, name):
+    home, login = Home(tmp_path / "home"), Login(tmp_path)
+    for path in (home.path, login.path):
+        (path / ("." + name)).mkdir(parents=True)
+    assert home.install("--front-end") == login.remote() == 0
+    assert os.listdir(str(home.path)) == os.listdir(str(login.path)) == ["." + name]
 
 
 def test_running_it_again_changes_nothing(home):
@@ -258,7 +260,7 @@ def test_windows_gets_batch_files(tmp_path):
     assert home.install("--front-end") == 0
     found = [path for path in tmp_path.rglob("tunnel*.bat")] or os.listdir(str(tmp_path))
     names = sorted(str(each).replace("\\", "/").rpartition("/")[2] for each in found)
-    assert names == ["tunnel.bat", "tunnel_sub.bat"]
+    assert names == ["tunnel.bat"] * 2 + ["tunnel_sub.bat"] * 2  # for both layouts, since there is none
 
 
 @pytest.mark.parametrize(
@@ -1024,10 +1026,12 @@ def test_any_login_shell_will_do_and_may_print(tmp_path, shell):
     if program and shell != "bash":
         assert "removed" in rig.run(str(login.ssh), "host", "true").stdout  # it does print
     assert login.remote() == 0
-    assert login.said == ["installed: {}/.Wolfram/Kernel/tunnel.m".format(login.path)]
+    assert login.said == [
+        "installed: {}/.{}/Kernel/tunnel.m".format(login.path, name) for name in ("Mathematica", "Wolfram")
+    ]
     assert login.remote("--uninstall") == 0
     assert {name: data for name, data in tree(login.path).items() if name in before} == before
-    assert not (login.path / ".Wolfram").exists()
+    assert not [name for name in (".Mathematica", ".Wolfram") if (login.path / name).exists()]
 
 
 @pytest.mark.parametrize(
@@ -1068,7 +1072,10 @@ def test_the_remote_side_says_what_it_needs_and_what_failed(login, tmp_path):
     login.ssh.write_text(text)
     (login.path / ".Wolfram").write_text("in the way")
     assert login.remote() == 1
-    assert login.said == ["failed: {}/.Wolfram/Kernel/tunnel.m: the folder cannot be made".format(login.path)]
+    assert login.said == [
+        "installed: {}/.Mathematica/Kernel/tunnel.m".format(login.path),
+        "failed: {}/.Wolfram/Kernel/tunnel.m: the folder cannot be made".format(login.path),
+    ]
 
 
 @pytest.mark.parametrize("tool", ["shasum", "openssl"])
@@ -1089,13 +1096,15 @@ def test_a_full_disk_there_leaves_what_was_there(login):
     text = login.ssh.read_text()
     login.ssh.write_text(text.replace("cd / &&", "trap '' XFSZ; ulimit -f 8; cd / &&"))
     folder = login.path / ".Wolfram" / "Kernel"
-    for present in ({}, {"tunnel.m": OLD}):
+    for present, products in (({}, ("Mathematica", "Wolfram")), ({"tunnel.m": OLD}, ("Wolfram",))):
         for name, data in present.items():
             folder.mkdir(parents=True)
             (folder / name).write_bytes(data)
         before = tree(login.path)
         assert login.remote() == 1
-        assert login.said == ["failed: {}/.Wolfram/Kernel/tunnel.m: cannot be written".format(login.path)]
+        assert login.said == [
+            "failed: {}/.{}/Kernel/tunnel.m: cannot be written".format(login.path, product) for product in products
+        ]
         assert tree(login.path) == before
 
 
@@ -1180,11 +1189,12 @@ def test_remote_puts_tunnel_m_into_the_home_on_the_kernel_machine(machine, tmp_p
     assert tree(machine.home) == before
 
 
-def test_remote_makes_the_newest_layout_where_there_is_none_and_takes_it_back(machine, tmp_path):
+def test_remote_makes_both_layouts_where_there_is_none_and_takes_them_back(machine, tmp_path):
     machine.shell("rm -rf .Mathematica .Wolfram")
     before = tree(machine.home)
     assert remote(machine, tmp_path)[0] == 0
-    assert os.path.exists(os.path.join(machine.home, ".Wolfram", "Kernel", "tunnel.m"))
+    for base in (".Mathematica", ".Wolfram"):
+        assert os.path.exists(os.path.join(machine.home, base, "Kernel", "tunnel.m"))
     assert remote(machine, tmp_path, "--uninstall")[0] == 0
     assert tree(machine.home) == before
 
