@@ -252,7 +252,8 @@ def catches(pid):
 
 keep = tunnel.catch_signals(tunnel.Loop(), print)
 gate = os.pipe()
-pid = tunnel.spawn(["/bin/sh", "-c", "echo runs >" + sys.argv[1]], dict(os.environ), (None, None, None), (), gate[:1], gate[1:])
+argv = ["/bin/sh", "-c", "echo runs >" + sys.argv[1]]
+pid = tunnel.spawn(argv, dict(os.environ), (None, None, None), (), gate[:1], gate[1:])
 end = time.monotonic() + 5
 while (os.getpgid(pid) != pid or catches(pid)) and time.monotonic() < end:
     pass
@@ -268,6 +269,25 @@ def test_a_signal_that_comes_before_the_client_runs_is_not_lost(tmp_path):
     done = rig.run(sys.executable, "-c", SIGNALLED, str(there), env=environment)
     assert (done.returncode, done.stderr) == (signal.SIGTERM, "")
     assert not there.exists()
+
+
+BLOCKED = """
+import os, signal, sys
+import tunnel
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGCHLD])
+loop, heard = tunnel.Loop(), []
+keep = tunnel.catch_signals(loop, heard.append)
+loop.after(5, lambda: sys.exit("nothing has been heard"))
+os.kill(os.getpid(), signal.SIGTERM)
+while not heard:
+    loop.step()
+"""
+
+
+def test_signals_that_the_caller_has_blocked_are_heard():
+    done = rig.run(sys.executable, "-c", BLOCKED, env=dict(os.environ, PYTHONPATH=rig.LAUNCHERS))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("name, count", [("SIGTERM", 15), ("SIGHUP", 6)])

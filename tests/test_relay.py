@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -943,6 +944,21 @@ def test_launches_at_the_same_moment_make_one_hub(sharing, machine):
         stands(end, 30).echo()
     assert machine.logins() == before + 1
     assert len(launchers(desk)) == 1
+
+
+def test_a_hub_without_a_descriptor_left_says_so_to_a_further_launch(sharing, machine):
+    desk = sharing
+    first = stands(shared(desk, machine))
+    (hub,) = launchers(desk)
+    limits = resource.prlimit(hub, resource.RLIMIT_NOFILE)
+    taken = set(map(int, os.listdir("/proc/{}/fd".format(hub))))
+    free = min(set(range(1000)) - taken)
+    resource.prlimit(hub, resource.RLIMIT_NOFILE, (free, limits[1]))
+    code, errors = shared(desk, machine).wait(10)
+    assert code == 69 and "has as many files open as it may" in errors
+    resource.prlimit(hub, resource.RLIMIT_NOFILE, limits)
+    stands(shared(desk, machine))
+    first.echo()
 
 
 def test_a_hub_that_is_killed_is_followed_by_another(sharing, machine):

@@ -1107,6 +1107,7 @@ def test_a_delivery_that_does_not_move_ends_too(under_way, monkeypatch):
         rig.wait_until(lambda: calls, 5)
         assert 0.9 * (1.5 if under_way else 0.4) < calls[0] - begin
         assert (calls[0] - begin < 1.4) is not under_way
+        assert any("bytes are given up" in line for line in alone.log.lines) is under_way
 
 
 def test_a_delivery_waits_as_long_as_the_front_end_goes_on_taking(monkeypatch):
