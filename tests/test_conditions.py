@@ -373,7 +373,7 @@ def test_blocks_that_are_all_held_are_explained(desk, machine):
     rig.wait_until(lambda: not machine.kernels(), 5)
 
 
-@pytest.mark.parametrize("role", ["classic", "callback", "compute", "shared"])
+@pytest.mark.parametrize("role", ["callback", "shared"])
 def test_a_login_without_a_terminal_at_its_standard_input(desk, own_machine, role):
     own_machine.write("home/.bashrc", "exec </dev/null\n")
     (log,) = works(desk, own_machine, [role])

@@ -350,8 +350,7 @@ def test_plink_older_than_0_77_is_refused_where_it_would_need_the_password_in_it
     assert rig.PASSWORD not in line + "".join(desk.logs())
 
 
-@clients
-@pytest.mark.parametrize("role", ["classic", "compute"])
+@pytest.mark.parametrize("client, role", [("ssh", "classic"), ("plink", "compute")])
 def test_a_front_end_that_has_gone_before_its_kernel_has_connected_ends_all(desk, machine, client, role):
     kernel = machine.install_kernel("never/10.1/MathKernel", "silent")
     end = launched(desk, machine, role, client=client, kernel=kernel)

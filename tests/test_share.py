@@ -352,8 +352,9 @@ def test_a_connection_that_the_user_shares_is_used_and_its_forwards_are_taken_ba
     nothing_listens(desk, machine)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"])
-@pytest.mark.parametrize("role", ["callback", "shared"])
+@pytest.mark.parametrize(
+    "role, name", [("callback", "SIGTERM"), ("callback", "SIGKILL"), ("shared", "SIGHUP"), ("shared", "SIGKILL")]
+)
 def test_a_launcher_that_is_ended_leaves_no_forward_on_a_shared_connection(
     desk, machine, users_connection, role, name
 ):

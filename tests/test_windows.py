@@ -16,6 +16,7 @@ import rig
 
 KERNEL = "C:\\Program Files\\Wolfram Research\\Mathematica\\10.1\\math.exe"
 LINK = "53994@127.0.0.1,39359@127.0.0.1"
+PLACE = "\\Wolfram\\FrontEnd\\tunnel.bat"  # one of two: a new user has neither layout
 HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -43,7 +44,7 @@ class Wine:
         self.python = python
         self.installed = self.run(python, self.windows(os.path.join(self.source, "install.py")), "--front-end")
         assert self.installed[0] == 0, self.installed
-        (bat,) = [path for path in self.installed[1].split("\n") if path.rstrip().endswith("\\tunnel.bat")]
+        (bat,) = [path for path in self.installed[1].split("\n") if path.rstrip().endswith(PLACE)]
         self.front_end = bat.partition(": ")[2].strip()[: -len("\\tunnel.bat")]
 
     @staticmethod
