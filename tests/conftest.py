@@ -102,8 +102,11 @@ def pytest_collection_modifyitems(config, items):
     """With ``TUNNEL_SAMPLE=N`` only every Nth of the tests that launch something or need a kernel machine: run.py
     runs all of them on the newest Python, and a sample on the oldest."""
     step = int(os.environ.get("TUNNEL_SAMPLE") or 1)
+    older = os.environ.get("TUNNEL_WINDOWS_PYTHONS", "").split(os.pathsep)[:-1]
+    on_older = [item for item in items if "wine" in item.fixturenames and item.callspec.params["wine"] in older]
     launching = [item for item in items if {"desk", "machine", "login"} & set(item.fixturenames)]
     left_out = [item for number, item in enumerate(launching) if number % step]
+    left_out += [item for number, item in enumerate(on_older) if number % 3]  # the same on Windows
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         gone = set(map(id, left_out))

@@ -283,8 +283,8 @@ def test_a_password_is_answered_once_per_login(desk, serve, taken, client, reaso
 @pytest.mark.parametrize("client", ["ssh", "plink"])
 @pytest.mark.parametrize("share", [(), ("--share",)], ids=["own connection", "shared"])
 def test_a_refused_login_is_never_repeated(desk, machine, client, share):
-    before, failed = machine.attempts(), machine.server_log().count("Failed password")
     wrapper = machine.make_plink(key=False) if client == "plink" else machine.make_keyless_ssh()
+    before, failed = machine.attempts(), machine.server_log().count("Failed password")
     host = "john:wrong-{}@{}".format(rig.PASSWORD, machine.address)
     end = desk.launch(machine, "compute", *share, host=host, env={"TUNNEL_SSH": wrapper})
     ends_with(desk, end, 255 if client == "ssh" else 1, "refused the login")

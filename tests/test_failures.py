@@ -180,6 +180,7 @@ def test_kernel_that_is_not_executable(desk, machine, client):
 def test_kernel_that_ends_before_it_calls_back(desk, machine, client, behaviour, code, words):
     kernel = machine.install_kernel(behaviour + "/10.1/MathKernel")
     machine.behave(kernel, behaviour)
+    set_times(desk, VERIFY_SECONDS=3)  # on a busy machine
     for role in ("classic", "compute"):
         fails(desk, desk.launch(machine, role, client=client, kernel=kernel), code, words, 5)
 

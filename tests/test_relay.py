@@ -315,10 +315,9 @@ def test_a_lost_connection_comes_back_in_the_middle_of_a_transfer(desk, machine,
     assert len(re.findall(r"the connection is back after \d+\.\d s", log)) == 3
 
 
-@clients
-def test_a_network_that_is_cut_and_mended(desk, machine, client):
+def test_a_network_that_is_cut_and_mended(desk, machine):
     alter(desk, **QUICK)
-    end = desk.launch(machine, "callback", "--relay", client=client)
+    end = desk.launch(machine, "callback", "--relay")
     end.accept()
     bulk = Bulk(end)
     bulk.reached(0.2)
@@ -447,12 +446,11 @@ def take_a_nap(desk):
         time.sleep(seconds)
 
 
-@clients
-def test_a_connection_that_has_survived_a_nap_is_not_taken_for_dead(desk, machine, client):
+def test_a_connection_that_has_survived_a_nap_is_not_taken_for_dead(desk, machine):
     # The far end, which does not sleep, is more patient here than a launcher that is awake.
     near = "{} if __name__ == 'tunnel_relay' else 30.0"
     alter(desk, DEAD_SECONDS=near.format(1.0), PING_SECONDS=0.4, ASLEEP_SECONDS=0.5)
-    end = desk.launch(machine, "callback", "--relay", client=client)
+    end = desk.launch(machine, "callback", "--relay", client="plink")
     end.accept()
     clients = ssh_clients(desk)
     take_a_nap(desk)
