@@ -2738,12 +2738,18 @@ class Forwards:
 
     :param count: how many of the kernel's ports lead here
     :param inward: how many ports the front end may be told instead of the kernel's
+    :param avoid: ports that somebody else is going to listen on
     """
 
-    def __init__(self, loop, count, inward=0):
+    def __init__(self, loop, count, inward=0, avoid=()):
         self.loop = loop
-        self.kernel_side = [listen() for _ in range(count)]
-        self.front_end_side = [listen() for _ in range(inward)]
+        found, passed_over = [], []
+        while len(found) < count + inward:
+            listener = listen()
+            (passed_over if listener.getsockname()[1] in avoid else found).append(listener)
+        for listener in passed_over:
+            listener.close()
+        self.kernel_side, self.front_end_side = found[:count], found[count:]
 
     @property
     def ports(self):
@@ -3461,7 +3467,8 @@ class Try:
         if not login and not session:
             # No client tells whether a channel still carries data, nor which side has closed it: all lead through
             # here.
-            self.way = Forwards(self.loop, 6 if request.callback else 2, 4 if request.inward else 0)
+            block = range(max(settings.ports), max(settings.ports) + 9)  # which the client may listen on here
+            self.way = Forwards(self.loop, 6 if request.callback else 2, 4 if request.inward else 0, block)
         self.plan = session.plan if session else Plan(request, settings, self.way.ports if self.way else ())
         if self.way:
             main = (str(request.link), str(self.plan.link))

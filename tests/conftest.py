@@ -104,7 +104,7 @@ def pytest_collection_modifyitems(config, items):
     step = int(os.environ.get("TUNNEL_SAMPLE") or 1)
     older = os.environ.get("TUNNEL_WINDOWS_PYTHONS", "").split(os.pathsep)[:-1]
     on_older = [item for item in items if "wine" in item.fixturenames and item.callspec.params["wine"] in older]
-    launching = [item for item in items if {"desk", "machine", "login"} & set(item.fixturenames)]
+    launching = [item for item in items if {"desk", "machine", "login", "home"} & set(item.fixturenames)]
     left_out = [item for number, item in enumerate(launching) if number % step]
     left_out += [item for number, item in enumerate(on_older) if number % 3]  # the same on Windows
     if left_out:

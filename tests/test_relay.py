@@ -518,7 +518,7 @@ def test_cut_after_cut(desk, machine):
     end = desk.launch(machine, "callback", "--relay")
     end.accept()
     kernels, chance, number, bulk = machine.kernels(), random.Random(7), 0, None
-    while number < 25:
+    while number < 15:
         if bulk is None or bulk.right == len(bulk.sent):
             bulk = Bulk(end, 5000000)  # there is always one under way
         end.busy(chance.uniform(0.02, 0.2))

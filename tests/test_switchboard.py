@@ -1071,6 +1071,17 @@ def test_it_is_known_when_the_front_end_has_all():
         assert alone.do(lambda: alone.board.under_way) == 0
 
 
+def test_no_port_is_taken_that_the_client_is_going_to_listen_on(monkeypatch):
+    drawn = [tunnel.listen() for _ in range(3)]
+    first, *others = [listener.getsockname()[1] for listener in drawn]
+    draw = iter(drawn)
+    monkeypatch.setattr(tunnel, "listen", lambda: next(draw))
+    way = tunnel.Forwards(tunnel.Loop(), 1, 1, avoid=(first,))
+    assert way.ports == others[:1] and way.front_end_side[0].getsockname()[1] == others[1]
+    assert drawn[0].fileno() < 0
+    way.close()
+
+
 def delivery(alone, calls):
     return alone.do(lambda: tunnel.Delivery(alone.loop, alone.board, lambda: calls.append(time.monotonic())))
 
