@@ -157,10 +157,12 @@ def make_venv(name, python, *packages):
     if os.path.exists(done):
         return inside
     shutil.rmtree(folder, ignore_errors=True)
-    if not run(python, "-m", "venv", folder):
-        return None
-    quiet = ["-q", "--disable-pip-version-check"]
-    if not run(inside, "-m", "pip", "install", *quiet, *packages):
+    install = ["-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    # With the pip that is there, where that does: unpacking one for each environment takes longer than all else.
+    at_once = run(python, "-m", "venv", "--without-pip", folder) and run(
+        python, *install, "--ignore-installed", "--prefix", folder, *packages, stderr=subprocess.DEVNULL
+    )
+    if not (at_once or (run(python, "-m", "venv", folder) and run(inside, *install, *packages))):
         return None
     with open(done, "w") as stream:
         stream.write("\n".join(packages))

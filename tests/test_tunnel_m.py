@@ -198,7 +198,7 @@ def cases(tmp_path_factory):
     text = text.replace("@FILE@", os.path.join(rig.LAUNCHERS, "tunnel.m"))
     (folder / "cases.m").write_text(text)
     output = subprocess.check_output(
-        [program, "-f", str(folder / "cases.m")],
+        [python, program, "-f", str(folder / "cases.m")],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
         timeout=120,
