@@ -180,7 +180,7 @@ def test_launchers_killed_at_any_moment_leave_nothing(desk, request):
     machine = make_machine(request, password=True, sshd_options=["MaxStartups 100"])
     before = Before(desk, machine)
     draw = random.Random(3)
-    moments = [draw.uniform(0.02, 0.6) for _ in range(18)]
+    moments = [draw.uniform(0.02, 0.6) for _ in range(12)]
     ends = launch_and_send(desk, machine, signal.SIGKILL, moments, env={"TUNNEL_SSH": machine.make_keyless_ssh()})
     for pid in [pid for end in ends for pid in desk.processes() if end.link in rig.command_line(pid)]:
         os.kill(pid, signal.SIGKILL)  # what the launchers of compute kernels leave behind
