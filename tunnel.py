@@ -26,7 +26,7 @@ CONNECT_SECONDS = 15  # a host that does not answer is given up
 LOGIN_SECONDS = 150  # so is a login: longer than servers wait for somebody to type (LoginGraceTime: 120)
 ALIVE_SECONDS, ALIVE_COUNT = 15, 3  # a server that has fallen silent is noticed within 15 * (3 + 1)
 VERIFY_SECONDS = 0.3  # how long a path that has not been seen to run may still turn out to be wrong
-SHARED_SECONDS = 20  # how long a connection of the user's own may take to answer a relay
+SHARED_SECONDS = 20  # how long a connection of the user's own may take to answer
 SESSION_SECONDS = 1.0  # until an old client that shares a connection and says no more is taken to have a session
 MASTER_SECONDS = 5.0  # until the process behind a shared connection that says nothing is given up
 HUNG_SECONDS = 3.0  # until a connection over which a newer one gets no session is given up
@@ -58,6 +58,7 @@ HARMLESS = (
 )
 PREFIXED = (8, 5)  # from here on OpenSSH says who asks, when a server asks
 SAYS_SESSION = (8, 5)  # and at the latest from here on that a session over a shared connection stands
+ENDING = ("SIGTERM", "SIGINT", "SIGHUP")  # signals that ask a launch to end
 TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
 NO_ROOM = (28, 122, 69)  # ENOSPC, EDQUOT on Linux and macOS
 
@@ -1165,12 +1166,9 @@ def note(facts, settings, plan, event, words, line):
     """
     facts.stage = max(facts.stage, STAGES.get(event, SILENT))
     facts.tried = facts.tried or event in ("name", "proxy")
-    facts.reached = facts.reached or event == "host key" or facts.stage >= LOGGED_IN
-    if (event == "host key" or facts.stage >= LOGGED_IN) and facts.obstacle in (
-        "refused",
-        "jump failed",
-        "dropped",
-    ):
+    arrived = event == "host key" or facts.stage >= LOGGED_IN
+    facts.reached = facts.reached or arrived
+    if arrived and facts.obstacle in ("refused", "jump failed", "dropped"):
         facts.obstacle = facts.evidence = None  # said by somebody else
     if event in ("ended", "proxy", "exposed"):
         setattr(facts, event, True)
@@ -1432,11 +1430,11 @@ LIBRARY_DIAGNOSES = (
         " on {host} reads without a terminal; try: {by_hand}",
     ),
 )
+AMISS = r"\b(?:no|not|cannot|can't|unable|invalid|expired|denied|failed|failure|exceeded|error)\b"
 LICENCE_DIAGNOSES = (
     (
         r".*\bvalid password\b.*|.*\bnot activated\b.*|.*\bactivation\b.*"
-        r"|.*\b(?:no|not|cannot|can't|unable|invalid|expired|denied|failed|failure|exceeded|error)\b.*\blicen[sc]e.*"
-        r"|.*\blicen[sc]e.*\b(?:no|not|cannot|can't|unable|invalid|expired|denied|failed|failure|exceeded|error)\b.*",
+        r"|.*{0}.*\blicen[sc]e.*|.*\blicen[sc]e.*{0}.*".format(AMISS),
         "the kernel {kernel} found no licence",
         "activate it on {host}, or free a licence: {found}",
     ),
@@ -1539,7 +1537,7 @@ def explain_kernel(facts, words):
     if not facts.kernel_ended:
         said = [line for line in facts.said if not line.startswith(("Authenticated to ", "Forwarded port opened"))]
         last = (["it said nothing"] + facts.printed + said)[-1].strip()
-        if facts.code is not None and facts.code > 128 and facts.code < 160 and not facts.killed:
+        if not facts.killed and 128 < (facts.code or 0) < 160:
             last = "the client was ended by signal {}".format(facts.code - 128)
         return "the connection was lost ({}); the kernel is hung up on when the server notices".format(last)
     code = facts.kernel_code
@@ -2010,15 +2008,12 @@ def spawn(argv, environment, streams, inherit=(), gate=(), unneeded=()):
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        said = None  # where it can be said that the program cannot be run
-        ignored = [signal.SIGPIPE, signal.SIGXFSZ]  # by Python, and the program would go on ignoring them
-        handled = [
-            signal.SIGTERM,
-            signal.SIGINT,
-            signal.SIGHUP,
-        ]  # by this process: one may come before the program
-        for number in ignored + [each for each in handled if callable(signal.getsignal(each))]:
-            signal.signal(number, signal.SIG_DFL)
+        ready = False
+        for name in ("SIGPIPE", "SIGXFSZ") + ENDING:
+            number = getattr(signal, name)
+            # What Python ignores the program would go on ignoring; what this process handles would be lost.
+            if name not in ENDING or callable(signal.getsignal(number)):
+                signal.signal(number, signal.SIG_DFL)
         for descriptor in unneeded:
             os.close(descriptor)
         if gate and not os.read(gate[0], 1):
@@ -2026,13 +2021,13 @@ def spawn(argv, environment, streams, inherit=(), gate=(), unneeded=()):
         null = os.open(os.devnull, os.O_RDWR)
         for number, descriptor in enumerate(streams):
             os.dup2(null if descriptor is None else descriptor, number)
-        said = 2
+        ready = True
         for descriptor in inherit:
             os.set_inheritable(descriptor, True)
         os.execve(argv[0], argv, environment)
     except OSError as error:
-        if said:
-            os.write(said, "cannot run {}: {}\n".format(argv[0], error.strerror).encode("utf-8", "replace"))
+        if ready:  # else this would go to the caller's standard error
+            os.write(2, "cannot run {}: {}\n".format(argv[0], error.strerror).encode("utf-8", "replace"))
     finally:
         os._exit(127)
 
@@ -2143,8 +2138,8 @@ def catch_signals(loop, on_signal):
 
         signal.signal(signal.SIGCHLD, lambda *_: None)
         # Who has started this may have blocked them, as programs with threads do.
-        blocked = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+        blocked = [getattr(signal, name) for name in ENDING]
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked + [signal.SIGCHLD])
     pending = []
 
     def wake():
@@ -2154,7 +2149,7 @@ def catch_signals(loop, on_signal):
 
     signal.set_wakeup_fd(wakeup)
     loop.readers[near] = wake
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGBREAK"):
+    for name in ENDING + ("SIGBREAK",):
         number = getattr(signal, name, None)
         if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
             continue  # nohup means it
@@ -2199,6 +2194,23 @@ def is_deserted(host, port):
     finally:
         probe.close()
     return True
+
+
+def watch_front_end(timers, link, gone, first=FRONT_END_SECONDS):
+    """Look for the front end while nothing connects to it, which would tell that it has gone.
+
+    :param timers: :class:`Timers`, of which ``front end`` has to be disarmed when the kernel connects
+    :param gone: called once when nobody listens any more where the front end waits for the main link
+    :param first: seconds until the first look
+    """
+
+    def look():
+        if is_deserted(link.data_host, link.data_port):
+            gone()
+        else:
+            timers.within("front end", FRONT_END_SECONDS, look)
+
+    timers.within("front end", first, look)
 
 
 def listen(path=None, backlog=5):
@@ -3131,9 +3143,10 @@ class SharedConnections:
         """
         self.release()
         self.settings = settings
-        if "refused" in self.memory.read() and self._users_own():
+        known = self.memory.change(self._choose)
+        if "refused" in known and self._users_own():
+            self.release()
             return None
-        self.memory.change(self._choose)
         path = self._path
         try:
             lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -3701,16 +3714,8 @@ class Try:
         if request.role is CONTROLLER and not request.callback:
             ports = [forward.port for forward in self.plan.forwards if forward.flag == "-L"]
             self.probe = Probe(self.loop, ports, self._held)
-        self.timers.within("front end", FRONT_END_SECONDS, self._look_for_front_end)
+        watch_front_end(self.timers, request.link, lambda: self.end("front end gone"))
         self.launch.started(self)
-
-    def _look_for_front_end(self):
-        """One that has gone before its kernel has connected breaks no connection."""
-        link = self.launch.request.link
-        if is_deserted(link.data_host, link.data_port):
-            self.end("front end gone")
-        else:
-            self.timers.within("front end", FRONT_END_SECONDS, self._look_for_front_end)
 
     def _held(self, port):
         self.facts.meet("held", "port {} is in use on the kernel machine".format(port))
@@ -3718,8 +3723,7 @@ class Try:
         self.end("obstacle")
 
     def _connected(self):
-        facts = self.facts
-        facts.connected, facts.reached, facts.stage = True, True, STARTED  # whatever the client has said of it
+        self.facts.connected, self.facts.stage = True, STARTED  # whatever the client has said of it
         self.timers.disarm("connect", "answer", "login", "session", "front end")
         if self.probe:
             self.probe.cancel()
@@ -4446,7 +4450,7 @@ def detach(work):
         finally:
             os._exit(0)
     os.close(writer)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP"):
+    for name in ENDING:
         signal.signal(getattr(signal, name), lambda number, _: os.kill(child, number))
     data = b""
     while True:

@@ -2920,7 +2920,7 @@ class Served:
             self.failure = explain_job(self.request.via, message, self.said)
         elif told == "via":
             self._step("via", "{}, process {}".format(self.request.via, message.get("pid")))
-            self._look_for_front_end()
+            self.tunnel.watch_front_end(self.timers, self.request.link, self._front_end_gone, first=0)
         else:
             words = [printable(message.get(name) or "") for name in ("python", "pid", "host", "job")]
             text = "Python {}, process {} on {}".format(*words) + (", job " + words[3] if words[3] else "")
@@ -2934,20 +2934,14 @@ class Served:
         else:
             self.log.write("{:.2f} s: {}: {}".format(self.seconds, name, text))
 
-    def _look_for_front_end(self):
-        """While a job waits in its queue nothing connects to the front end, which may have gone meanwhile."""
-        link = self.request.link
-        if self.board and self.board.connected:
-            return
-        if self.tunnel.is_deserted(link.data_host, link.data_port):
-            self.log.write("the front end has closed the main link: nothing is run for it any more")
-            self.gone = True
-            self.near.hang_up(self.number)
-        else:
-            self.timers.within("front end", self.tunnel.FRONT_END_SECONDS, self._look_for_front_end)
+    def _front_end_gone(self):
+        """While its job waited in a queue, for instance."""
+        self.log.write("the front end has closed the main link: nothing is run for it any more")
+        self.gone = True
+        self.near.hang_up(self.number)
 
     def _connected(self):
-        self.timers.disarm("connect")
+        self.timers.disarm("connect", "front end")
         self.log.write("the kernel has called back after {:.1f} s".format(self.seconds))
 
     def _no_connection(self):
@@ -3241,10 +3235,8 @@ class Hub:
         self.tunnel, self.work, self.session, self.path = tunnel, work, session, path
         self.loop, self.listener, self.timer = work.loop, listener, None
         self.spare = os.open(os.devnull, os.O_RDONLY)
-        self.callers, self.tellers = (
-            {},
-            [],
-        )  # who has not said all yet, with a timer; how to tell who has not been told
+        self.callers = {}  # who has not said all yet, with a timer
+        self.tellers = []  # how to tell who has not been told
         self.loop.readers[listener] = self._accept
         session.near.linger(tunnel.SHARE_SECONDS + 30)
         session.on_idle, session.is_idle = self._idle, self.is_idle

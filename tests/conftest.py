@@ -16,6 +16,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import frontend
 import rig
+from launches import share_by_hand
 
 CACHE_TAG = sys.implementation.cache_tag
 SCRIPTS = ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py")
@@ -80,6 +81,14 @@ def machine(request):
 def own_machine(request):
     """The same for a single test, which may break it."""
     return make_machine(request, password=True)
+
+
+@pytest.fixture
+def users(machine, tmp_path):
+    """An ssh whose configuration shares a connection that its user has made."""
+    wrapper = share_by_hand(machine, tmp_path)
+    yield wrapper
+    rig.run(wrapper, "-O", "exit", machine.address)
 
 
 @pytest.fixture

@@ -184,3 +184,16 @@ def key_lines(machine, key=True):
         return list(machine.client_lines)
     lines = [line for line in machine.client_lines if not line.startswith("Identity")]
     return lines + ["IdentityFile none", "IdentityAgent none", "PubkeyAuthentication no"]
+
+
+def sharing_ssh(machine, tmp_path, key=True):
+    """ssh with a configuration that shares a connection, and logs in with a key or cannot."""
+    lines = ["Host *", "ControlPath {}".format(tmp_path / "users"), "StrictHostKeyChecking no"]
+    return machine.make_ssh("users" if key else "no-key", lines + key_lines(machine, key))[1]
+
+
+def share_by_hand(machine, tmp_path):
+    """Make the connection that it shares, as a user does; returns that ssh."""
+    wrapper = sharing_ssh(machine, tmp_path)
+    rig.must(wrapper, "-M", "-f", "-N", machine.address)
+    return wrapper

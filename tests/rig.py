@@ -396,14 +396,13 @@ class KernelMachine:
         self.log = self.path("sshd.log")
         if not self.as_root:
             return
+        once = " -r" * self.quick  # it is not run anew for each connection
         # Its /run and /tmp are folders of its own, which outlive the server; its folder may be below /tmp.
         inside = (
             "mount --bind {0}/passwd /etc/passwd && mount --bind {0}/shadow /etc/shadow &&"
             " mount --bind {0}/run /run && mount --bind {0} /run/rig && mount --bind {0}/tmp /tmp &&"
             " mkdir -p {0} && mount --bind /run/rig {0} && exec {1} -D{4} -f {2} -E {3}"
-        ).format(
-            self.folder, sshd_path(), config, self.log, " -r" * self.quick
-        )  # not run anew for each connection
+        ).format(self.folder, sshd_path(), config, self.log, once)
         if self.hostname:
             inside = "echo {} > /proc/sys/kernel/hostname && {}".format(self.hostname, inside)
         self.server = subprocess.Popen(

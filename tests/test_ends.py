@@ -24,17 +24,6 @@ LAUNCHES = [("classic", "ssh"), ("callback", "plink"), ("compute", "share"), ("c
 ALL_LAUNCHES = LAUNCHES + [("callback", "ssh"), ("compute", "ssh"), ("classic", "plink"), ("compute", "plink")]
 
 
-@pytest.fixture
-def users(machine, tmp_path):
-    """An ssh whose configuration shares a connection that its user has made."""
-    path = str(tmp_path / "users")
-    lines = ["Host *"] + machine.client_lines + ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
-    _, wrapper = machine.make_ssh("users", lines)
-    rig.must(wrapper, "-M", "-f", "-N", machine.address)
-    yield wrapper
-    rig.run(wrapper, "-O", "exit", machine.address)
-
-
 def launch(desk, machine, role, way, users=None, **options):
     words = ["--share"] if way == "share" else []
     environment = {"TUNNEL_SSH": users} if way == "users" else {}

@@ -15,9 +15,7 @@ import frontend
 import pytest
 import rig
 from launches import set_times
-from test_ends import LAUNCHES, all_gone, client_of, launch_all, log_of, supervisor, users, watchdog_of
-
-__all__ = ["users"]  # a fixture
+from test_ends import LAUNCHES, all_gone, client_of, launch_all, log_of, supervisor, watchdog_of
 
 ROLES = ["classic", "callback", "compute"]
 roles = pytest.mark.parametrize("role", ROLES)

@@ -194,6 +194,12 @@ def test_launchers_killed_at_any_moment_leave_nothing(desk, request):
     before.again(last)
 
 
+def run_code(code, *arguments, **environ):
+    """Run Python code that uses tunnel.py; returns its completed process."""
+    environment = dict(os.environ, PYTHONPATH=rig.LAUNCHERS, **environ)
+    return rig.run(sys.executable, "-c", code, *map(str, arguments), env=environment)
+
+
 KILLED_BETWEEN = """
 import os, signal, sys
 import tunnel
@@ -212,8 +218,7 @@ tunnel.Client(tunnel.Loop(), ["/bin/sh", "-c", "echo runs >" + sys.argv[1]], dic
 def test_a_client_does_not_start_before_what_watches_it(tmp_path):
     """The launcher is killed between the two."""
     there = tmp_path / "there"
-    environment = dict(os.environ, PYTHONPATH=rig.LAUNCHERS, TUNNEL_TEST=str(tmp_path))
-    done = rig.run(sys.executable, "-c", KILLED_BETWEEN, str(there), env=environment)
+    done = run_code(KILLED_BETWEEN, there, TUNNEL_TEST=str(tmp_path))
     assert done.returncode == -signal.SIGKILL
     rig.wait_until(lambda: not rig.processes_with("TUNNEL_TEST=" + str(tmp_path)), 5, "the end of all")
     assert not there.exists()
@@ -235,8 +240,7 @@ while True:
 
 
 def test_the_watchdog_ends_a_client_that_hears_no_signal(tmp_path):
-    environment = dict(os.environ, PYTHONPATH=rig.LAUNCHERS, TUNNEL_TEST=str(tmp_path))
-    done = rig.run(sys.executable, "-c", DEAF, env=environment)
+    done = run_code(DEAF, TUNNEL_TEST=str(tmp_path))
     assert done.returncode == -signal.SIGKILL, done.stderr
     rig.wait_until(lambda: not rig.processes_with("TUNNEL_TEST=" + str(tmp_path)), 5, "the client's end")
 
@@ -265,8 +269,7 @@ sys.exit(os.WTERMSIG(os.waitpid(pid, 0)[1]))
 
 def test_a_signal_that_comes_before_the_client_runs_is_not_lost(tmp_path):
     there = tmp_path / "there"
-    environment = dict(os.environ, PYTHONPATH=rig.LAUNCHERS)
-    done = rig.run(sys.executable, "-c", SIGNALLED, str(there), env=environment)
+    done = run_code(SIGNALLED, there)
     assert (done.returncode, done.stderr) == (signal.SIGTERM, "")
     assert not there.exists()
 
@@ -286,7 +289,7 @@ while not heard:
 
 
 def test_signals_that_the_caller_has_blocked_are_heard():
-    done = rig.run(sys.executable, "-c", BLOCKED, env=dict(os.environ, PYTHONPATH=rig.LAUNCHERS))
+    done = run_code(BLOCKED)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -1,13 +1,23 @@
 """--share: one login for any number of compute kernels."""
 
 import os
-import re
 import signal
 import time
 
 import pytest
 import rig
-from launches import ends_with, key_lines, launched, log_of, masters, nothing_else, server_of, set_times
+from launches import (
+    ends_with,
+    launched,
+    log_of,
+    masters,
+    nothing_else,
+    server_of,
+    set_times,
+    share_by_hand,
+    sharing_ssh,
+)
+from test_ends import supervisor
 
 FULL = "the shared connection takes no further kernel"
 CALLED_BACK = "the kernel has called back"
@@ -306,23 +316,12 @@ def test_taken_ports_are_replaced_on_a_shared_connection_too(desk, machine):
 # -- connections that the user shares already
 
 
-@pytest.fixture
-def users_connection(machine, tmp_path):
-    """A connection of the user's own, shared through ControlPath in the configuration."""
-    path = str(tmp_path / "users")
-    lines = ["Host *"] + machine.client_lines + ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
-    _, wrapper = machine.make_ssh("users", lines)
-    rig.must(wrapper, "-M", "-f", "-N", machine.address)
-    yield wrapper
-    rig.run(wrapper, "-O", "exit", machine.address)
-
-
-def test_a_kernel_outlives_the_wait_for_an_answer_on_any_connection(desk, machine, users_connection):
+def test_a_kernel_outlives_the_wait_for_an_answer_on_any_connection(desk, machine, users):
     """Kernels launched with ``ConnectTimeout=1`` are there long after that has passed."""
     limit = ("-o", "ConnectTimeout=1")
     ends = [
         shared(desk, machine, *limit),
-        desk.launch(machine, "callback", *limit, env={"TUNNEL_SSH": users_connection}),
+        desk.launch(machine, "callback", *limit, env={"TUNNEL_SSH": users}),
         desk.launch(machine, "classic", *limit),
     ]
     assert ends[0].wait() == (0, "")
@@ -337,11 +336,9 @@ def test_a_kernel_outlives_the_wait_for_an_answer_on_any_connection(desk, machin
 
 
 @pytest.mark.parametrize("role", ["classic", "callback", "compute"])
-def test_a_connection_that_the_user_shares_is_used_and_its_forwards_are_taken_back(
-    desk, machine, users_connection, role
-):
+def test_a_connection_that_the_user_shares_is_used_and_its_forwards_are_taken_back(desk, machine, users, role):
     before = machine.logins()
-    end = launched(desk, machine, role, env={"TUNNEL_SSH": users_connection})
+    end = launched(desk, machine, role, env={"TUNNEL_SSH": users})
     end.accept()
     end.echo()
     assert machine.logins() == before
@@ -355,40 +352,22 @@ def test_a_connection_that_the_user_shares_is_used_and_its_forwards_are_taken_ba
 @pytest.mark.parametrize(
     "role, name", [("callback", "SIGTERM"), ("callback", "SIGKILL"), ("shared", "SIGHUP"), ("shared", "SIGKILL")]
 )
-def test_a_launcher_that_is_ended_leaves_no_forward_on_a_shared_connection(
-    desk, machine, users_connection, role, name
-):
+def test_a_launcher_that_is_ended_leaves_no_forward_on_a_shared_connection(desk, machine, users, role, name):
     other = shared(desk, machine)  # which keeps the connection of --share
     other.accept()
     kept = machine.listeners()
-    end = launched(desk, machine, role, env={"TUNNEL_SSH": users_connection} if role == "callback" else {})
+    end = launched(desk, machine, role, env={"TUNNEL_SSH": users} if role == "callback" else {})
     end.accept()
-    (pid,) = [
-        pid
-        for pid in desk.processes()
-        if any(end.link in word for word in rig.command_line(pid)) and is_python(pid)
-    ] or [end.launcher.pid]
-    os.kill(pid, getattr(signal, name))
-    rig.wait_until(lambda: machine.listeners() == kept, 5, "the return of the remote forwards")
-    here = set(re.findall(r" -L 127\.0\.0\.1:(\d+):", log_of(desk, end)))
-    rig.wait_until(lambda: not here & set(map(str, rig.listening_ports())), 5, "the return of the local forwards")
+    os.kill(supervisor(desk, end), getattr(signal, name))
+    nothing_listens(desk, machine, kept)
     other.echo(1000)
-
-
-def is_python(pid):
-    return "python" in rig.command_line(pid)[0]
 
 
 @pytest.mark.parametrize("hangs", ["process", "network"])
 def test_a_users_connection_that_hangs_is_passed_over(desk, own_machine, tmp_path, hangs):
     set_times(desk, CONNECT_SECONDS=2, SHARED_SECONDS=1)
-    path = str(tmp_path / "users")
-    lines = ["Host *"] + own_machine.client_lines + ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
-    _, wrapper = own_machine.make_ssh("users", lines)
-    rig.must(wrapper, "-M", "-f", "-N", own_machine.address)
-    (master,) = rig.processes_with("ControlPath {}".format(path)) or [
-        pid for pid in rig.processes_with(own_machine.folder) if "-M" in rig.command_line(pid)
-    ]
+    wrapper = share_by_hand(own_machine, tmp_path)
+    (master,) = [pid for pid in rig.processes_with(own_machine.folder) if "-M" in rig.command_line(pid)]
     try:
         if hangs == "process":
             os.kill(master, signal.SIGSTOP)
@@ -407,12 +386,9 @@ def test_a_users_connection_that_hangs_is_passed_over(desk, own_machine, tmp_pat
 
 
 def test_where_a_login_needs_a_person_their_connection_is_shared(desk, machine, tmp_path):
-    path = str(tmp_path / "users")
-    lines = ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
-    _, able = machine.make_ssh("able", ["Host *"] + lines + machine.client_lines)
-    _, unable = machine.make_ssh("unable", ["Host *"] + lines + key_lines(machine, key=False))
+    unable = sharing_ssh(machine, tmp_path, key=False)
     before = machine.attempts()
-    rig.must(able, "-M", "-f", "-N", machine.address)
+    able = share_by_hand(machine, tmp_path)
     try:
         for _ in range(3):
             works(shared(desk, machine, env={"TUNNEL_SSH": unable}))
@@ -429,18 +405,15 @@ def test_a_kernel_that_ends_with_255_has_not_lost_its_connection(desk, machine):
     ends_with(desk, end, 255, "ended before it called back, with exit code 255")
 
 
-def nothing_listens(desk, machine):
-    rig.wait_until(lambda: not machine.listeners(), 5, "the return of the remote forwards")
+def nothing_listens(desk, machine, kept=()):
+    rig.wait_until(lambda: machine.listeners() == list(kept), 5, "the return of the remote forwards")
     here = set(desk.local_ports())
     rig.wait_until(lambda: not here & set(rig.listening_ports()), 5, "the return of the local forwards")
 
 
 def test_a_users_connection_that_is_full_is_left_as_it_was(desk, serve, tmp_path):
     machine = serve("MaxSessions 1")
-    path = str(tmp_path / "users")
-    lines = ["Host *"] + machine.client_lines + ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
-    _, wrapper = machine.make_ssh("users", lines)
-    rig.must(wrapper, "-M", "-f", "-N", machine.address)
+    wrapper = share_by_hand(machine, tmp_path)
     try:
         first = launched(desk, machine, "compute", env={"TUNNEL_SSH": wrapper})
         works(first)
@@ -462,10 +435,7 @@ def test_a_users_connection_that_is_full_is_left_as_it_was(desk, serve, tmp_path
 @pytest.mark.parametrize("role", ["classic", "callback", "compute"])
 def test_a_users_connection_without_terminals_runs_one_kernel(desk, serve, tmp_path, role):
     machine = serve("PermitTTY no")
-    path = str(tmp_path / "users")
-    lines = ["Host *"] + machine.client_lines + ["ControlPath {}".format(path), "StrictHostKeyChecking no"]
-    _, wrapper = machine.make_ssh("users", lines)
-    rig.must(wrapper, "-M", "-f", "-N", machine.address)
+    wrapper = share_by_hand(machine, tmp_path)
     try:
         before = machine.kernel_starts()
         end = launched(desk, machine, role, slow=True, env={"TUNNEL_SSH": wrapper})
@@ -476,10 +446,10 @@ def test_a_users_connection_without_terminals_runs_one_kernel(desk, serve, tmp_p
         rig.run(wrapper, "-O", "exit", machine.address)
 
 
-def test_a_lost_shared_connection_is_said(desk, machine, users_connection):
-    end = desk.launch(machine, "classic", env={"TUNNEL_SSH": users_connection})
+def test_a_lost_shared_connection_is_said(desk, machine, users):
+    end = desk.launch(machine, "classic", env={"TUNNEL_SSH": users})
     end.accept()
-    rig.run(users_connection, "-O", "exit", machine.address)
+    rig.run(users, "-O", "exit", machine.address)
     code, errors = end.wait(10)
     assert code == 255
     assert "the connection was lost" in errors
