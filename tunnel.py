@@ -1972,10 +1972,10 @@ class Client:
 
     def end(self, force=False):
         """End the client and what it started: at once, or, where it does not listen, by force."""
-        import signal
+        import _signal
 
         try:
-            os.killpg(self.pid, signal.SIGKILL if force else signal.SIGTERM)
+            os.killpg(self.pid, _signal.SIGKILL if force else _signal.SIGTERM)
         except OSError:
             pass
 
@@ -2000,20 +2000,20 @@ def spawn(argv, environment, streams, inherit=(), gate=(), unneeded=()):
     :param unneeded: descriptors that the program is not to wait with
     :returns: the process id
     """
-    import signal
+    import _signal  # without its enumerations, which cost each launch 4 ms
 
     pid = fork()
     if pid:
         return pid
     try:
         os.setsid()
-        signal.set_wakeup_fd(-1)
+        _signal.set_wakeup_fd(-1)
         ready = False
         for name in ("SIGPIPE", "SIGXFSZ") + ENDING:
-            number = getattr(signal, name)
+            number = getattr(_signal, name)
             # What Python ignores the program would go on ignoring; what this process handles would be lost.
-            if name not in ENDING or callable(signal.getsignal(number)):
-                signal.signal(number, signal.SIG_DFL)
+            if name not in ENDING or callable(_signal.getsignal(number)):
+                _signal.signal(number, _signal.SIG_DFL)
         for descriptor in unneeded:
             os.close(descriptor)
         if gate and not os.read(gate[0], 1):
@@ -2119,7 +2119,7 @@ def catch_signals(loop, on_signal):
 
     :returns: what has to be kept for as long as that shall go on
     """
-    import signal
+    import _signal
 
     if WINDOWS:
         import socket
@@ -2136,10 +2136,10 @@ def catch_signals(loop, on_signal):
         def read(size):
             return os.read(near, size)
 
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        _signal.signal(_signal.SIGCHLD, lambda *_: None)
         # Who has started this may have blocked them, as programs with threads do.
-        blocked = [getattr(signal, name) for name in ENDING]
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked + [signal.SIGCHLD])
+        blocked = [getattr(_signal, name) for name in ENDING]
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, blocked + [_signal.SIGCHLD])
     pending = []
 
     def wake():
@@ -2147,13 +2147,13 @@ def catch_signals(loop, on_signal):
         while pending:
             on_signal(pending.pop(0))
 
-    signal.set_wakeup_fd(wakeup)
+    _signal.set_wakeup_fd(wakeup)
     loop.readers[near] = wake
     for name in ENDING + ("SIGBREAK",):
-        number = getattr(signal, name, None)
-        if number is None or (name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN):
+        number = getattr(_signal, name, None)
+        if number is None or (name == "SIGHUP" and _signal.getsignal(number) == _signal.SIG_IGN):
             continue  # nohup means it
-        signal.signal(number, lambda number, _: pending.append(number))
+        _signal.signal(number, lambda number, _: pending.append(number))
     return near, far
 
 
@@ -4434,7 +4434,7 @@ def detach(work):
 
     :param work: called with a :class:`Teller`
     """
-    import signal
+    import _signal
 
     reader, writer = os.pipe()
     child = fork()
@@ -4451,7 +4451,7 @@ def detach(work):
             os._exit(0)
     os.close(writer)
     for name in ENDING:
-        signal.signal(getattr(signal, name), lambda number, _: os.kill(child, number))
+        _signal.signal(getattr(_signal, name), lambda number, _: os.kill(child, number))
     data = b""
     while True:
         more = os.read(reader, 4096)

@@ -5,8 +5,8 @@ import sys
 
 # distutils and others that newer versions have dropped are not in here; nor is what came after 3.6.
 ALLOWED = """
-    _socket argparse collections copy ctypes errno fcntl hashlib json os pwd py_compile re resource select signal
-    socket struct subprocess sys tempfile termios threading time traceback tunnel tunnel_relay zlib
+    _signal _socket argparse collections copy ctypes errno fcntl hashlib json os pwd py_compile re resource select
+    signal socket struct subprocess sys tempfile termios threading time traceback tunnel tunnel_relay zlib
 """
 
 bad = []

@@ -146,7 +146,7 @@ class Bench:
                 "controller kernel, 6 channels": stand("callback", self.modern),
                 "controller kernel, 6 channels, --relay": stand("callback", self.modern, "--relay"),
             },
-            9,
+            21,
         )
         for name, seconds in found.items():
             line("until it stands: " + name, 1000 * seconds, "ms")
