@@ -1222,89 +1222,72 @@ def after(facts, settings):
 
     :returns: a :class:`Next`, whose ports are None for another block; None when the launch is over
     """
-    rule = RULES.get(facts.obstacle)
     over = facts.kernel_ended and facts.obstacle not in ("no terminal", "guard")
-    over = over or facts.stopped_by not in (None, "obstacle")
-    return rule(settings, facts) if rule and not over else None
-
-
-def once(name, value, why, **more):
-    """A rule that changes one setting, if that has not been done before."""
-
-    def rule(settings, facts):
-        if getattr(settings, name) == value:
-            return None
-        return Next(settings.but(**dict(more, **{name: value})), why)
-
-    return rule
-
-
-def another_block(why):
-    def rule(settings, facts):
-        if settings.block == TRIES:
-            return None
-        return Next(settings.but(ports=None, block=settings.block + 1), why)
-
-    return rule
-
-
-def try_again_later(settings, facts):
-    """The server closes connections before a login when too many wait for one."""
-    if settings.drops >= TRIES - 1:
+    if over or facts.obstacle not in RULES or facts.stopped_by not in (None, "obstacle"):
         return None
-    pause = 0.2 * 2**settings.drops
-    return Next(settings.but(drops=settings.drops + 1), "the server closed the connection before the login", pause)
+    why, rule = RULES[facts.obstacle]
+    changes = rule(settings)
+    pause = 0.2 * 2**settings.drops if facts.obstacle == "dropped" else 0.0
+    return Next(settings.but(**changes), why, pause) if changes else None
 
 
-def another_connection(why):
+# Rules: functions from the settings of a try to what changes for the next one; None where none follows.
+
+
+def once(name, value, **more):
+    """A rule that changes one setting, and ``more`` with it, if that has not been done before."""
+    return lambda settings: None if getattr(settings, name) == value else dict(more, **{name: value})
+
+
+def another_block(settings):
+    return {"ports": None, "block": settings.block + 1} if settings.block < TRIES else None
+
+
+def try_again_later(settings):
+    """The server closes connections before a login when too many wait for one."""
+    return {"drops": settings.drops + 1} if settings.drops < TRIES - 1 else None
+
+
+def another_connection(settings):
     """A shared one again, but for the last try."""
-
-    def rule(settings, facts):
-        if settings.drops >= TRIES:
-            return None
-        more = settings.drops < TRIES - 1
-        return Next(settings.but(share="" if more else None, drops=settings.drops + 1), why)
-
-    return rule
+    share = "" if settings.drops < TRIES - 1 else None
+    return {"share": share, "drops": settings.drops + 1} if settings.drops < TRIES else None
 
 
-def no_terminal(settings, facts):
+def no_terminal(settings):
     """Without one, and on other ports: the server may have run the kernel all the same, and that must not get the
     links."""
-    if settings.forced:
-        return None
-    return once("terminal", False, NO_TERMINAL, guarded=False, ports=None)(settings, facts)
+    return None if settings.forced else once("terminal", False, guarded=False, ports=None)(settings)
 
 
-def any_family(settings, facts):
+def any_family(settings):
     """The address family counts where a forward leads to, which is the shared connection where there is one."""
-    share = settings.share and ""
-    return once(
-        "any_family", True, "AddressFamily of the ssh configuration leaves out 127.0.0.1: any", share=share
-    )(settings, facts)
+    return once("any_family", True, share=settings.share and "")(settings)
 
 
-def full(settings, facts):
+def full(settings):
     """A connection takes no further session: one of ours, or one of the user's."""
-    why = "the shared connection takes no further kernel, or does not answer"
-    rule = another_connection(why) if settings.share else once("own", True, why)
-    return rule(settings, facts)
+    return another_connection(settings) if settings.share else once("own", True)(settings)
 
 
 RULES = {
-    "no log": once("separate", False, "this ssh cannot write where it is told"),
-    "bad option": once("modern", False, "this ssh is older than OpenSSH 8.7"),
-    "held": another_block("a port that the kernel would listen on is in use on its machine"),
-    "port": another_block("forwards were refused"),
-    "foreign forward": once("lenient", True, "a forward of the ssh configuration failed: without regard to it"),
-    "family": any_family,
-    "no terminal": no_terminal,
-    "guard": once(
-        "guarded", False, "the login has no terminal at its standard input: the kernel is run without a look"
+    "no log": ("this ssh cannot write where it is told", once("separate", False)),
+    "bad option": ("this ssh is older than OpenSSH 8.7", once("modern", False)),
+    "held": ("a port that the kernel would listen on is in use on its machine", another_block),
+    "port": ("forwards were refused", another_block),
+    "foreign forward": (
+        "a forward of the ssh configuration failed: without regard to it",
+        once("lenient", True),
     ),
-    "stale": another_connection("the shared connection is gone"),
-    "full": full,
-    "dropped": try_again_later,
+    "family": ("AddressFamily of the ssh configuration leaves out 127.0.0.1: any", any_family),
+    "no terminal": (NO_TERMINAL, no_terminal),
+    "guard": (
+        "the login has no terminal at its standard input: the kernel is run without a look",
+        once("guarded", False),
+    ),
+    "stale": ("the shared connection is gone", another_connection),
+    "full": ("the shared connection takes no further kernel, or does not answer", full),
+    "dropped": ("the server closed the connection before the login", try_again_later),
 }
 
 
