@@ -142,9 +142,6 @@ class Destination:
     def __init__(self, user, password, host, port):
         self.user, self.password, self.host, self.port = user, password, host, port
 
-    def __repr__(self):
-        return "Destination({})".format(self)
-
     def __str__(self):
         host = "[{}]".format(self.host) if ":" in self.host and self.port else self.host
         return "{}{}{}{}".format(
@@ -203,8 +200,10 @@ class LinkName:
     def __str__(self):
         return "{}@{},{}@{}".format(self.data_port, self.data_host, self.message_port, self.message_host)
 
-    def __repr__(self):
-        return "LinkName({})".format(self)
+    @property
+    def ends(self):
+        """Where its two channels lead: host and port for data, the same for messages."""
+        return (self.data_host, self.data_port), (self.message_host, self.message_port)
 
     @classmethod
     def parse(cls, text):
@@ -245,9 +244,6 @@ class Forward:
     def __str__(self):
         host = "[{}]".format(self.host) if ":" in self.host else self.host
         return "{}:{}:{}:{}".format(LOOPBACK, self.port, host, self.to)
-
-    def __repr__(self):
-        return "Forward({} {})".format(self.flag, self)
 
 
 class Kernel:
@@ -455,19 +451,17 @@ class Plan:
         """:param relays: where the launcher listens in place of the front end: for the main link's channels, then
         for those of further links; empty for what the shell scripts would have forwarded
         """
-        here = request.link
         data, message = settings.ports
         base = max(settings.ports)
         self.link = LinkName(data, LOOPBACK, message, LOOPBACK)
-        ends = [(here.data_host, here.data_port), (here.message_host, here.message_port)]
-        ends = [(LOOPBACK, relay) for relay in relays[:2]] or ends
+        ends = [(LOOPBACK, relay) for relay in relays[:2]] or request.link.ends
         self.forwards = [Forward("-R", port, *end) for port, end in zip(settings.ports, ends)]
         if request.role is CONTROLLER:
             self.forwards += [Forward("-L", base + n, LOOPBACK, base + n) for n in (1, 2, 3, 4)]
-        self.pairs = [(base + 5, base + 6), (base + 7, base + 8)] if request.callback else []
+        ports = [base + n for n in (5, 6, 7, 8)] if request.callback else []
+        self.pairs = list(zip(ports[::2], ports[1::2]))
         self.forwards += [
-            Forward("-R", port, LOOPBACK, relay)
-            for port, relay in zip([port for pair in self.pairs for port in pair], relays[2:] or (0,) * 4)
+            Forward("-R", port, LOOPBACK, relay) for port, relay in zip(ports, relays[2:] or (0,) * 4)
         ]
         # For the remote shell, which takes only the path apart.
         self.command = " ".join([request.kernel.quoted] + kernel_words(request.kernel, request.role, self.link))
@@ -946,8 +940,7 @@ class Names:
         names = list(self.given)
         if position // 2 >= len(names):
             return None
-        name = LinkName.parse(names[position // 2])
-        return (name.message_host, name.message_port) if position % 2 else (name.data_host, name.data_port)
+        return LinkName.parse(names[position // 2]).ends[position % 2]
 
     @property
     def finished(self):
@@ -2575,17 +2568,19 @@ class Switchboard:
     A front end of 11.1 or later tells its kernel after the launch where it listens for two further links. When
     a name goes by on the main link's data channel, the next pair of the kernel's ports takes its place, and
     who comes in there is connected to where the front end waits. What a kernel up to 11.0 tells its front
-    end is treated in the same way, where ``inward`` says so.
+    end is treated in the same way, where ``way`` has ports for that.
 
     :param link: the main link, as the front end listens for it
+    :param told: the same, as the kernel sees it
+    :param pairs: the kernel's ports for links that the front end creates
     :param way: how connections are carried; see :class:`Forwards`
-    :param outward: :class:`Names` that the kernel is told, or None
-    :param inward: :class:`Names` that the front end is told, or None; their ports listen here
     """
 
-    def __init__(self, loop, log, link, way, outward=None, inward=None):
+    def __init__(self, loop, log, link, told, pairs, way):
         self.loop, self.log, self.link, self.way = loop, log, link, way
-        self.outward, self.inward = outward, inward
+        main = (str(link), str(told))
+        self.outward = Names(main, pairs)  # what the kernel is told
+        self.inward = Names(main, way.inward_pairs)  # what the front end is told
         self.channels = []
         self.on_connected = self.on_lost = self.on_moved = lambda: None
         self.connected = self.kernel_over = False
@@ -2595,11 +2590,7 @@ class Switchboard:
 
         :param position: 0 and 1 are the main link's data and message channel, then those of further links
         """
-        if position < 2:
-            ports = ((self.link.data_host, self.link.data_port), (self.link.message_host, self.link.message_port))
-            target = ports[position]
-        else:
-            target = self.outward.target(position - 2)
+        target = self.link.ends[position] if position < 2 else self.outward.target(position - 2)
         if target is None:  # nobody has been told this port yet
             end.close()
             return
@@ -2623,7 +2614,7 @@ class Switchboard:
 
     def _replacer(self, names, text, position):
         """What replaces names in a main data channel; None for any other."""
-        if position or not names or names.finished:
+        if position or names.finished:
             return None
 
         def replace(name):
@@ -3467,10 +3458,8 @@ class Try:
             self.way = Forwards(self.loop, 6 if request.callback else 2, 4 if request.inward else 0, block)
         self.plan = session.plan if session else Plan(request, settings, self.way.ports if self.way else ())
         if self.way:
-            main = (str(request.link), str(self.plan.link))
-            outward = Names(main, self.plan.pairs) if request.callback else None
-            inward = Names(main, self.way.inward_pairs) if request.inward else None
-            self.board = Switchboard(self.loop, self.log, request.link, self.way, outward, inward)
+            plan = self.plan
+            self.board = Switchboard(self.loop, self.log, request.link, plan.link, plan.pairs, self.way)
             self.board.on_connected, self.board.on_lost = self._connected, self._lost
             self.way.serve(self.board)
 
@@ -3499,36 +3488,35 @@ class Try:
         return facts
 
     def _start(self):
-        environment, inherit = self.launch.environment, ()
-        password = self.launch.request.destination.password
+        request, environment = self.launch.request, self.launch.environment
+        argv = [self.launch.program]
+        password = request.destination.password
         if self.dialect is Plink:
             self.password = PlinkPassword(password)
-            inherit = self.password.inherit
-            argv = Plink.arguments(self.launch.request, self.plan, self.launch.program, self.password.words)
+            argv += Plink.arguments(request, self.plan, self.launch.program, self.password.words)
         else:
             if self.settings.separate:
                 self.pipe = LogPipe(self.loop, self.said.client)
             if password or not (self.settings.asks or (self.settings.share and not self.is_login)):
                 self.keeper = self.launch.keeper(self.settings, lambda: self.facts.version, self._asked)
                 environment = self.keeper.environment(environment)
-            argv = self._openssh(self.pipe and self.pipe.path)
-        self.log.write("{}: {}".format(self.name, printable([self.launch.program] + argv)))
+            argv += self._openssh(self.pipe and self.pipe.path)
+        self.log.write("{}: {}".format(self.name, printable(argv)))
         for forward in [] if self.is_login else self.plan.forwards:
             self.log.write("  {} {}".format(forward.flag, forward))
-        out, err = Lines(self.said.output), Lines(self.said.errors)
-        factory = WindowsClient if WINDOWS else Client
-        sinks = {"out": out.feed, "err": err.feed}
+        sinks = {"out": Lines(self.said.output).feed, "err": Lines(self.said.errors).feed}
         line = self.session and self.session.line
-        argv = [self.launch.program] + argv
         afterwards = ()
         if self.dialect is OpenSSH and not (self.is_login or self.session):  # it may share a connection
             afterwards = self.launch.asking("cancel", self.settings, self.plan.forward_words)
+        factory = WindowsClient if WINDOWS else Client
+        inherit = self.password.inherit
         self.client = factory(self.loop, argv, environment, sinks, inherit, line=line, afterwards=afterwards)
         if self.session:
             self.session.attach(self.client)
-        if self.board and (self.board.outward or self.board.inward):
+        if self.board and (request.callback or request.inward):
             NameReplacer.prepare()  # while the server is asked
-        if not self.is_login and (not self.session or (self.launch.check and not self.launch.request.via)):
+        if not self.is_login and (not self.session or (self.launch.check and not request.via)):
             self.expect_kernel()
         self.timers.within("login", LOGIN_SECONDS, lambda: self.end("no login"))
         self._expect_answer()

@@ -2893,10 +2893,8 @@ class Served:
     def listening(self, ports):
         """The far end listens for this kernel."""
         tunnel, request = self.tunnel, self.request
-        main = (str(request.link), str(tunnel.LinkName(ports[0], tunnel.LOOPBACK, ports[1], tunnel.LOOPBACK)))
-        outward = tunnel.Names(main, zip(ports[2::2], ports[3::2])) if len(ports) > 2 else None
-        inward = tunnel.Names(main, self.way.inward_pairs) if self.way.front_end_side else None
-        self.board = tunnel.Switchboard(self.loop, self.log, request.link, self.way, outward, inward)
+        told, pairs = LINK.format(*ports), zip(ports[2::2], ports[3::2])
+        self.board = tunnel.Switchboard(self.loop, self.log, request.link, told, pairs, self.way)
         self.board.on_connected, self.board.on_lost = self._connected, self._lost
         self.way.serve(self.board)
         self.log.write("the relay listens on {} for the kernel".format(", ".join(map(str, ports))))

@@ -667,9 +667,8 @@ class Alone(Running):
             self.listeners[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self.link = link or LinkName.parse(frontend.name_of(self.listeners, host))
         self.way = tunnel.Forwards(self.loop, 6, 4)
-        main = (str(self.link), "20000@127.0.0.1,20001@127.0.0.1")
-        self.outward, self.inward = tunnel.Names(main, PAIRS), tunnel.Names(main, self.way.inward_pairs)
-        self.board = tunnel.Switchboard(self.loop, self.log, self.link, self.way, self.outward, self.inward)
+        told = "20000@127.0.0.1,20001@127.0.0.1"
+        self.board = tunnel.Switchboard(self.loop, self.log, self.link, told, PAIRS, self.way)
         self.board.on_connected = lambda: self.heard.append("connected")
         self.board.on_lost = lambda: self.heard.append("lost")
         self.ports, self.inward_pairs = self.way.ports, self.way.inward_pairs
@@ -924,7 +923,7 @@ def test_a_name_that_is_too_short_is_logged_once_and_left_alone():
             alone.front_end.sendall(b'"8000@::1,8001@::1"\n')
             assert wire.read_until(alone.kernel, b"\n") == b'"8000@::1,8001@::1"\n'
         assert str(alone.log.lines).count("too short") == 1
-        assert len(alone.outward.short) == 1
+        assert len(alone.board.outward.short) == 1
 
 
 def test_the_name_of_the_main_link_itself_is_left_alone():
@@ -933,8 +932,8 @@ def test_the_name_of_the_main_link_itself_is_left_alone():
             for here, there in ((alone.front_end, alone.kernel), (alone.kernel, alone.front_end)):
                 here.sendall(text)
                 assert wire.read_until(there, b"\n") == text
-        assert not alone.outward.given
-        assert not alone.inward.given
+        assert not alone.board.outward.given
+        assert not alone.board.inward.given
 
 
 def test_after_a_while_nothing_is_looked_for_any_more(monkeypatch):
