@@ -717,14 +717,13 @@ class OpenSSH:
 
     @classmethod
     def login(cls, request, settings, extra=()):
-        """The arguments that say where and how to log in, but for the host: options, user, port.
+        """The arguments that say where and how to log in: options, user, port, host.
 
         :param extra: options that come even before the user's
         """
         share = [("ControlPath", settings.share or "none")] if settings.share or settings.own else []
-        return cls.words(
-            share + list(extra) + request.options + cls.defaults(request, settings), request.destination
-        )
+        options = share + list(extra) + request.options + cls.defaults(request, settings)
+        return cls.words(options, request.destination) + [request.destination.host]
 
     @staticmethod
     def words(options, there):
@@ -746,7 +745,7 @@ class OpenSSH:
         if settings.share:
             # Over a connection that has been made, never one of its own should that be full or gone.
             flags += ["-o", "ProxyCommand=false"] + (["-F", os.devnull] if settings.lenient else [])
-        return flags + plan.forward_words + cls.login(request, settings) + [request.destination.host, plan.command]
+        return flags + plan.forward_words + cls.login(request, settings) + [plan.command]
 
 
 class Plink:
@@ -2026,7 +2025,7 @@ class WindowsClient:
         )
         self.pumps = []
         for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr)):
-            near = self._pump(
+            near = in_thread(
                 lambda far, pipe=pipe: copy(lambda: os.read(pipe.fileno(), 65536), far.sendall, pipe, far)
             )
             if name == "out" and line:
@@ -2036,19 +2035,9 @@ class WindowsClient:
             loop.readers[near] = lambda name=name, near=near: self._read(name, near)
         if line:
             pipe = self.process.stdin
-            self.sink = self._pump(
+            self.sink = in_thread(
                 lambda far: copy(lambda: far.recv(65536), lambda data: write_all(pipe, data), far, pipe)
             )
-
-    @staticmethod
-    def _pump(work):
-        """A socket whose other end is handed to ``work``, in a thread."""
-        import socket
-        import threading
-
-        near, far = socket.socketpair()
-        threading.Thread(target=work, args=(far,), daemon=True).start()
-        return near
 
     def _read(self, name, near):
         data = near.recv(65536)
@@ -2070,13 +2059,23 @@ class WindowsClient:
         self.process.terminate()
 
 
+CLIENT = WindowsClient if WINDOWS else Client
+
+
+def in_thread(work):
+    """A socket whose other end is handed to ``work``, in a thread."""
+    import socket
+    import threading
+
+    near, far = socket.socketpair()
+    threading.Thread(target=work, args=(far,), daemon=True).start()
+    return near
+
+
 def copy(read, write, *closed):
     """Hand on what is read until its end, then close what is named."""
     try:
-        while True:
-            data = read()
-            if not data:
-                break
+        for data in iter(read, b""):
             write(data)
     except OSError:
         pass  # the other side has gone
@@ -2098,32 +2097,25 @@ def catch_signals(loop, on_signal):
     import _signal
 
     if WINDOWS:
-        import socket
-
-        near, far = socket.socketpair()
-        far.setblocking(False)
-        read, wakeup = near.recv, far.fileno()
+        from socket import socketpair
     else:
-        near, far = os.pipe()
-        os.set_blocking(near, False)
-        os.set_blocking(far, False)
-        wakeup = far
-
-        def read(size):
-            return os.read(near, size)
+        from _socket import socketpair
 
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
         # Who has started this may have blocked them, as programs with threads do.
         blocked = [getattr(_signal, name) for name in ENDING]
         _signal.pthread_sigmask(_signal.SIG_UNBLOCK, blocked + [_signal.SIGCHLD])
+    near, far = socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
     pending = []
 
     def wake():
-        read(512)
+        near.recv(512)
         while pending:
             on_signal(pending.pop(0))
 
-    _signal.set_wakeup_fd(wakeup)
+    _signal.set_wakeup_fd(far.fileno())
     loop.readers[near] = wake
     for name in ENDING + ("SIGBREAK",):
         number = getattr(_signal, name, None)
@@ -2281,13 +2273,9 @@ def resolve(loop, host, port, done):
         return
     except (_socket.gaierror, UnicodeError):
         pass  # a name: asking for it may take long
-    import socket
-    import threading
-
-    near, far = socket.socketpair()
     answer = []
 
-    def ask():
+    def ask(far):
         try:
             answer.append((look_up(), None))
         except (OSError, UnicodeError) as error:
@@ -2299,8 +2287,8 @@ def resolve(loop, host, port, done):
         near.close()
         done(*answer[0])
 
+    near = in_thread(ask)
     loop.readers[near] = heard
-    threading.Thread(target=ask, daemon=True).start()
 
 
 class SocketEnd:
@@ -2840,22 +2828,22 @@ class PasswordKeeper:
     After a prompt that nobody answers ssh must not go on: it would send an empty answer, and a jump host's, which
     gets none of our options, would do so three times. So there is a keeper without a password, too.
 
-    :param login: the arguments with which ssh logs in, for asking it who that is (``ssh -G``)
-    :param password: None answers nothing
+    :param settings: those of the try, which say whom ssh logs in (``ssh -G`` tells)
     :param version: called for ssh's version
     :param on_asked: called with a prompt that ssh must not go on after, and whether it asks for the password again
     """
 
-    def __init__(self, loop, log, program, login, password, version, on_asked):
-        self.loop, self.log, self.password, self.version = loop, log, password, version
-        self.on_asked, self.has_password = on_asked, password is not None
+    def __init__(self, launch, settings, version, on_asked):
+        self.loop, self.log, self.version, self.on_asked = launch.loop, launch.log, version, on_asked
+        self.password = launch.request.destination.password
+        self.has_password = self.password is not None
         self.token = os.urandom(16).hex()
         self.callers, self.prompts = {}, []  # callers in the order of arrival, each with its timer
         self.held = []  # those whose ssh is being ended
         self.client, self.said, self.login = None, b"", None
-        self.question = [program, "-G"] + login
+        self.question = [launch.program, "-G"] + OpenSSH.login(launch.request, settings)
         self.listener = listen(backlog=128)
-        loop.readers[self.listener] = self._accept
+        self.loop.readers[self.listener] = self._accept
 
     def environment(self, environ):
         """``environ`` with what makes ssh ask us: ``DISPLAY`` for versions before 8.4, and
@@ -3498,7 +3486,7 @@ class Try:
             if self.settings.separate:
                 self.pipe = LogPipe(self.loop, self.said.client)
             if password or not (self.settings.asks or (self.settings.share and not self.is_login)):
-                self.keeper = self.launch.keeper(self.settings, lambda: self.facts.version, self._asked)
+                self.keeper = PasswordKeeper(self.launch, self.settings, lambda: self.facts.version, self._asked)
                 environment = self.keeper.environment(environment)
             argv += self._openssh(self.pipe and self.pipe.path)
         self.log.write("{}: {}".format(self.name, printable(argv)))
@@ -3509,9 +3497,8 @@ class Try:
         afterwards = ()
         if self.dialect is OpenSSH and not (self.is_login or self.session):  # it may share a connection
             afterwards = self.launch.asking("cancel", self.settings, self.plan.forward_words)
-        factory = WindowsClient if WINDOWS else Client
         inherit = self.password.inherit
-        self.client = factory(self.loop, argv, environment, sinks, inherit, line=line, afterwards=afterwards)
+        self.client = CLIENT(self.loop, argv, environment, sinks, inherit, line=line, afterwards=afterwards)
         if self.session:
             self.session.attach(self.client)
         if self.board and (request.callback or request.inward):
@@ -3526,8 +3513,7 @@ class Try:
         if not self.is_login:
             return OpenSSH.arguments(request, self.plan, settings, log)
         extra = [("ControlMaster", "auto"), ("ControlPersist", str(SHARE_SECONDS)), ("ClearAllForwardings", "yes")]
-        words = OpenSSH.login(request, settings, extra)
-        return ["-v"] + (["-E", log] if log else []) + words + ["-f", "-N", request.destination.host]
+        return ["-v"] + (["-E", log] if log else []) + ["-f", "-N"] + OpenSSH.login(request, settings, extra)
 
     def _over(self):
         """Whether the client has ended, and the front end has what the kernel has sent."""
@@ -3701,7 +3687,7 @@ class Try:
         if self.launch.shared:
             self.launch.shared.hush()
         self.log.write("the kernel has called back after {:.1f} s".format(self.launch.seconds))
-        self.launch.connected()
+        self.launch.runs()
 
     def _lost(self):
         """The front end has closed the main link, or has died. The kernel has a while to see that for itself."""
@@ -4028,16 +4014,9 @@ class Launch:
 
     def asking(self, command, settings, words=()):
         """The arguments with which the process behind a shared connection is asked to do something."""
-        argv = [self.program, "-O", command] + list(words) + OpenSSH.login(self.request, settings)
-        return argv + [self.request.destination.host]
+        return [self.program, "-O", command] + list(words) + OpenSSH.login(self.request, settings)
 
     # -- what tries call
-
-    def keeper(self, settings, version, on_asked):
-        """Who answers a password prompt in one try."""
-        login = OpenSSH.login(self.request, settings) + [self.request.destination.host]
-        password = self.request.destination.password
-        return PasswordKeeper(self.loop, self.log, self.program, login, password, version, on_asked)
 
     def step(self, name, text):
         """A step of the launch has been taken."""
@@ -4056,11 +4035,11 @@ class Launch:
                 # Nobody has seen this path run: if it does not exist, the server will say so about now.
                 # If it has connected by then, that is known already, and may be out of date.
                 self.loop.after(
-                    VERIFY_SECONDS, lambda: one.client.code is None and not self.teller.told and self._runs()
+                    VERIFY_SECONDS, lambda: one.client.code is None and not self.teller.told and self.runs()
                 )
 
-    def _runs(self):
-        """The kernel's path is a good one."""
+    def runs(self):
+        """The kernel does: its path is a good one."""
         if self.request.role is COMPUTE:
             self.memory.keep("kernel " + self.request.kernel.path, time.strftime("%Y-%m-%d %H:%M:%S"))
             self._tell()
@@ -4070,10 +4049,6 @@ class Launch:
         if self.died and not self.teller.told:
             self.memory.keep("died", None)
         self.teller.tell(0, self.died)
-
-    def connected(self):
-        """The kernel has connected to the main link."""
-        self._runs()
 
     # -- events
 
@@ -4091,7 +4066,7 @@ class Launch:
         """
         said, before = [], self.signal  # what is put in order after a signal takes its time all the same
         sinks = {"out": said.append, "err": said.append}
-        client = (WindowsClient if WINDOWS else Client)(self.loop, argv, self.environment, sinks, watched=False)
+        client = CLIENT(self.loop, argv, self.environment, sinks, watched=False)
         timer = self.loop.after(5, lambda: client.end(force=True))
         while not client.poll():
             if self.signal != before:
@@ -4423,12 +4398,7 @@ def detach(work):
     os.close(writer)
     for name in ENDING:
         _signal.signal(getattr(_signal, name), lambda number, _: os.kill(child, number))
-    data = b""
-    while True:
-        more = os.read(reader, 4096)
-        if not more:
-            return Teller.hear(data)
-        data += more
+    return Teller.hear(b"".join(iter(lambda: os.read(reader, 4096), b"")))
 
 
 def detach_on_windows(path, argv):
