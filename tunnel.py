@@ -1283,6 +1283,10 @@ RULES = {
 }
 
 
+NO_ANSWER = (
+    "{host} did not answer{seconds}",
+    "check the name, the port, firewalls and VPN; -o ConnectTimeout=60 waits longer",
+)
 CHECK_LOGIN = "check user, password and keys (password-less login needs a key that the server knows): {by_hand}"
 
 # What a client says when a launch fails (a regular expression that its whole message has to match), what that
@@ -1342,8 +1346,7 @@ DIAGNOSES = (
         r"ssh: connect to host \S+ port \S+: (?:Connection|Operation) timed out"
         r"|FATAL ERROR: (?:Network error: )?Connection timed out|Connection timed out during banner exchange"
         r"|(?:banner exchange: )?Connection to \S+ port \d+(?: timed out|: Connection timed out)",
-        "{host} did not answer{seconds}",
-        "check the name, the port, firewalls and VPN; -o ConnectTimeout=60 waits longer",
+        *NO_ANSWER,
     ),
     (
         r"ssh: connect to host \S+ port \S+: (?:No route to host|(?:Network|Host) is (?:unreachable|down))"
@@ -1474,26 +1477,20 @@ def explain(launch, facts, settings, request=None):
     :param request: another than the launch's own
     """
     request = request or launch.request
-    program = "ssh" if launch.dialect is OpenSSH else os.path.basename(launch.program)
-    by_hand = printable(
-        [program]
-        + (
-            ["-p" if launch.dialect is OpenSSH else "-P", str(request.destination.port)]
-            if request.destination.port
-            else []
-        )
-        + (["-l", request.destination.user] if request.destination.user else [])
-        + [request.destination.host, (request.via + " " if request.via else "") + request.kernel.quoted]
-    )
+    there, ssh = request.destination, launch.dialect is OpenSSH
+    by_hand = ["ssh" if ssh else os.path.basename(launch.program)]
+    by_hand += ["-p" if ssh else "-P", str(there.port)] if there.port else []
+    by_hand += ["-l", there.user] if there.user else []
+    by_hand += [there.host, (request.via + " " if request.via else "") + request.kernel.quoted]
     words = {
-        "host": request.destination.host,
+        "host": there.host,
         "kernel": request.kernel.path,
-        "by_hand": by_hand,
+        "by_hand": printable(by_hand),
         "seconds": " within {} s".format(launch.connect_seconds) if launch.connect_seconds else "",
         "aside": "; on the way there: " + facts.aside[-1].strip() if facts.proxy and facts.aside else "",
     }
     why = explain_kernel(facts, words) or explain_connection(launch.dialect, facts, settings, words)
-    return "launching {} on {}: {}".format(request.role, request.destination, why)
+    return "launching {} on {}: {}".format(request.role, there, why)
 
 
 def explain_kernel(facts, words):
@@ -1516,30 +1513,24 @@ def explain_kernel(facts, words):
             last = "the client was ended by signal {}".format(facts.code - 128)
         return "the connection was lost ({}); the kernel is hung up on when the server notices".format(last)
     code = facts.kernel_code
-    last = ", with exit code {}".format(code) if code is not None else ""
-    path = words["kernel"]  # which may hold any words
-    missing = diagnose(LIBRARY_DIAGNOSES, facts.printed, words, any_case=True) if code else None
-    if missing:
-        return missing
+    found = diagnose(LIBRARY_DIAGNOSES, facts.printed, words, any_case=True) if code else None
     if code in KERNEL_CODES:
-        return "; ".join(KERNEL_CODES[code]).format(**words)
+        found = found or "; ".join(KERNEL_CODES[code]).format(**words)
+    path = words["kernel"]  # which may hold any words
     about = [line for line in facts.printed if path in line or "\\" in path]  # cmd.exe does not name it
     about = [line.replace(path, "") for line in about if code in (None, 1, 9009)]
     printed = [line.replace(path, "") for line in facts.printed]
-    found = diagnose(SHELL_DIAGNOSES, about, words, any_case=True)
-    return (
-        found
-        or diagnose(LICENCE_DIAGNOSES, printed, words, any_case=True)
-        or (
-            "the kernel {kernel} ended before it called back{code}; run it by hand: {by_hand}".format(
-                code=last, **words
-            )
-        )
-    )
+    found = found or diagnose(SHELL_DIAGNOSES, about, words, any_case=True)
+    found = found or diagnose(LICENCE_DIAGNOSES, printed, words, any_case=True)
+    ending = ", with exit code {}".format(code) if code is not None else ""
+    text = "the kernel {kernel} ended before it called back{}; run it by hand: {by_hand}"
+    return found or text.format(ending, **words)
 
 
-# What an obstacle means to which there is no further try.
+# What an obstacle means to which there is no further try, or why no connection was waited for any longer.
 EXPLAINED = {
+    "no answer": "; ".join(NO_ANSWER),
+    "no login": "the login on {host} did not come to an end within {limit} s; try: {by_hand}",
     "asked": "the login on {host} asks for what nobody can answer here ({evidence}); a jump host needs a key; for"
     " a second factor log in by hand and share that connection (ControlMaster)",
     "no forwarding": "the server forwards no ports; use --relay, which needs none, or set AllowTcpForwarding"
@@ -1557,17 +1548,10 @@ EXPLAINED = {
 
 def explain_connection(dialect, facts, settings, words):
     """Why no kernel was started."""
-    if facts.obstacle in EXPLAINED:
-        evidence = (facts.evidence or "").strip()
-        return EXPLAINED[facts.obstacle].format(blocks=settings.block, evidence=evidence, **words)
-    if facts.stopped_by == "no answer":
-        return "{host} did not answer{seconds}; check the name, the port, firewalls and VPN;".format(**words) + (
-            " -o ConnectTimeout=60 waits longer"
-        )
-    if facts.stopped_by == "no login":
-        return "the login on {host} did not come to an end within {} s; try: {by_hand}".format(
-            LOGIN_SECONDS, **words
-        )
+    for reason in (facts.obstacle, facts.stopped_by):
+        if reason in EXPLAINED:
+            values = dict(words, blocks=settings.block, limit=LOGIN_SECONDS)
+            return EXPLAINED[reason].format(evidence=(facts.evidence or "").strip(), **values)
     on_the_way = facts.proxy and not facts.reached
     said = facts.said + (facts.aside if on_the_way or not facts.said else [])
     notes = [line.partition("debug1: ")[2] for line in facts.notes if " line " not in line]
@@ -2984,7 +2968,9 @@ def ask_password(prompt):
 
 
 def memory_path(request, program, log):
-    """Where this destination is remembered; None where there is no private folder."""
+    """Where this destination is remembered; None where there is no private folder, and on Windows."""
+    if WINDOWS:
+        return None
     import zlib
 
     there = request.destination
@@ -3029,7 +3015,7 @@ class Memory:
         :returns: the dict; empty where nothing can be remembered
         """
         values = {}
-        if self.path is None or WINDOWS:
+        if self.path is None:
             alter(values)
             return values
         try:
@@ -3763,7 +3749,7 @@ def hub_path(launch):
     """Where the one process for all compute kernels of this destination listens; None without one."""
     request = launch.request
     shared = request.share and request.role is COMPUTE and request.relay is not None and not request.check
-    return share_path(launch.memory.path) + "-hub" if shared and launch.memory.path and not WINDOWS else None
+    return share_path(launch.memory.path) + "-hub" if shared and launch.memory.path else None
 
 
 def ask_hub(launch, caller, words):
@@ -3910,7 +3896,7 @@ class Launch:
     def _first_settings(self):
         request, known = self.request, self._recall()
         ssh = self.dialect is OpenSSH
-        separate = ssh and not WINDOWS and self.memory.path is not None
+        separate = ssh and self.memory.path is not None
         wish = (request.option("RequestTTY") or "").lower()
         asked = ssh and wish in ("", "force") and not request.kernel.on_windows
         if request.share and request.relay is None:
