@@ -62,12 +62,8 @@ ENDING = ("SIGTERM", "SIGINT", "SIGHUP")  # signals that ask a launch to end
 TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
 NO_ROOM = (28, 122, 69)  # ENOSPC, EDQUOT on Linux and macOS
 
-ASKING = (
-    "DISPLAY",
-    "WAYLAND_DISPLAY",
-    "SSH_ASKPASS",
-    "SSH_ASKPASS_REQUIRE",
-)  # what makes ssh ask without a terminal
+# What makes ssh ask without a terminal.
+ASKING = ("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE")
 DEFECT = "a defect of tunnel stopped the launch{}; TUNNEL_DEBUG=1 logs where"
 TOO_SHORT = "link name {} is too short to be replaced: left alone; create links with -LinkHost 127.0.0.1"
 FAREWELLS = ("Connection to ", "Shared connection to ")  # the rest is "closed."; ssh's own, on stderr
@@ -143,13 +139,9 @@ class Destination:
         self.user, self.password, self.host, self.port = user, password, host, port
 
     def __str__(self):
+        login = "{}{}@".format(self.user, ":***" if self.password else "") if self.user else ""
         host = "[{}]".format(self.host) if ":" in self.host and self.port else self.host
-        return "{}{}{}{}".format(
-            self.user or "",
-            ":***" if self.password else "",
-            "@" + host if self.user else host,
-            ":{}".format(self.port) if self.port else "",
-        )
+        return login + host + (":{}".format(self.port) if self.port else "")
 
     @classmethod
     def parse(cls, text):
@@ -354,12 +346,6 @@ def take_flags(request, rest):
 
     :raises Fatal: an option is unknown, or its value is bad
     """
-
-    def value(flag, attached):
-        if attached is None and not rest:
-            raise Fatal("{}: a value has to follow".format(flag))
-        return rest.pop(0) if attached is None else attached
-
     while rest and rest[0].startswith("-"):
         word = rest.pop(0)
         if word == "--":
@@ -372,7 +358,9 @@ def take_flags(request, rest):
         if flag == "--relay":
             request.relay = RELAY_MINUTES if attached is None else parse_number(attached)
         elif flag in ("-o", "--client", "--links", "--via"):
-            take_value(request, flag, value(flag, attached))
+            if attached is None and not rest:
+                raise Fatal("{}: a value has to follow".format(flag))
+            take_value(request, flag, rest.pop(0) if attached is None else attached)
         elif flag in ("--share", "--dry-run", "--check") and attached is None:
             setattr(request, flag[2:].replace("-", "_"), True)
         else:
@@ -831,9 +819,8 @@ class Plink:
             chosen = (request.option(name) or ("yes" if name == "forwardagent" else "no")).lower()
             flag = yes if chosen == "yes" else no
             arguments += [flag] if flag else []
-        values = {"port": there.port, "user": there.user, "identityfile": None}
-        for name in ("port", "user", "identityfile"):
-            chosen = request.option(name) or values[name]
+        for name, value in (("port", there.port), ("user", there.user), ("identityfile", None)):
+            chosen = request.option(name) or value
             arguments += [cls.translated[name], str(chosen)] if chosen else []
         return arguments + plan.forward_words + list(password) + [there.host, plan.command]
 
@@ -842,12 +829,10 @@ def client_environment(environ):
     """A copy of ``environ`` for the client: Mathematica's own libraries, which a Linux front end puts on
     ``LD_LIBRARY_PATH`` and whose libcrypto breaks ssh, are taken out; nothing else is."""
     environment = dict(environ)
-    paths = environment.get("LD_LIBRARY_PATH")
-    if paths is not None:
-        kept = [path for path in paths.split(":") if "SystemFiles/Libraries" not in path]
+    paths = environment.pop("LD_LIBRARY_PATH", "").split(":")
+    kept = [path for path in paths if "SystemFiles/Libraries" not in path]
+    if any(kept):
         environment["LD_LIBRARY_PATH"] = ":".join(kept)
-        if not any(kept):
-            del environment["LD_LIBRARY_PATH"]
     return environment
 
 
@@ -873,12 +858,8 @@ def is_password_prompt(prompt, user, host, alone, prefixed=True):
     elif not alone:
         return False
     asked = prompt.strip().lower()
-    names = (user.lower(), "{}@{}".format(user, host).lower())
-    return (
-        asked == "password:"
-        or asked in ["password for {}:".format(name) for name in names]
-        or asked in ["{}'s password:".format(name) for name in names]
-    )
+    forms = ("password:", "password for {0}:", "{0}'s password:", "password for {0}@{1}:", "{0}@{1}'s password:")
+    return asked in [form.format(user, host).lower() for form in forms]
 
 
 def loopback_of(length):
@@ -1080,29 +1061,12 @@ def length_before(data, position):
 
 # What may come between a try and a kernel that runs. Of several the one that stands first here counts: what
 # it says is the more certain.
-OBSTACLES = (
-    "refused",
-    "jump failed",
-    "asked",
-    "no session",
-    "no forwarding",
-    "no opening",
-    "old plink",
-    "no log",
-    "bad option",
-    "held",
-    "port",
-    "foreign forward",
-)
-OBSTACLES += ("family", "no terminal", "guard", "stale", "full", "dropped")
-ENDS_ITSELF = (
-    "refused",
-    "jump failed",
-    "old plink",
-    "no log",
-    "bad option",
-    "dropped",
-)  # with these a client does
+OBSTACLES = ("refused", "jump failed", "asked")
+OBSTACLES += ("no session", "no forwarding", "no opening", "old plink", "no log", "bad option")
+OBSTACLES += ("held", "port", "foreign forward", "family")
+OBSTACLES += ("no terminal", "guard", "stale", "full", "dropped")
+# With these a client ends by itself.
+ENDS_ITSELF = ("refused", "jump failed", "old plink", "no log", "bad option", "dropped")
 
 
 class Facts:
@@ -2644,35 +2608,27 @@ class Delivery:
     """
 
     def __init__(self, loop, board, done):
-        self.loop, self.board, self.done = loop, board, done
-        self.stall = self.look = None
+        self.timers, self.board, self.done = Timers(loop), board, done
         self.under_way = 0
         board.kernel_over = True
-        board.on_moved = self._moved
-        self._moved()
+        board.on_moved = lambda: self._look(moved=True)
+        board.on_moved()
 
-    def _moved(self):
-        """Data has come, or a channel has closed."""
-        self._wait()
-        self._check()
+    def _look(self, moved=False):
+        """Look whether the front end has all.
 
-    def _wait(self):
-        self.loop.cancel(self.stall)
-        self.under_way = self.board.under_way
-        # Who still holds a kernel's connections, but says nothing, is no reason to wait for long.
-        self.stall = self.loop.after(STALL_SECONDS if self.under_way else QUIET_SECONDS, self._give_up)
-
-    def _check(self):
-        self.loop.cancel(self.look)
+        :param moved: whether data has come, or a channel has closed
+        """
+        under_way = self.board.under_way
+        if moved or under_way != self.under_way:
+            self.under_way = under_way
+            # Who still holds a kernel's connections, but says nothing, is no reason to wait for long.
+            self.timers.within("stall", STALL_SECONDS if under_way else QUIET_SECONDS, self._give_up)
+        self.timers.disarm("look")
         if self.board.delivered:
             self._end()
-        elif self.board.under_way:  # what the system holds goes without a word
-            self.look = self.loop.after(0.05, self._look)
-
-    def _look(self):
-        if self.board.under_way != self.under_way:
-            self._wait()
-        self._check()
+        elif under_way:  # what the system holds goes without a word
+            self.timers.within("look", 0.05, self._look)
 
     def _give_up(self):
         if self.under_way:
@@ -2687,8 +2643,7 @@ class Delivery:
     def stop(self):
         """Wait no longer."""
         self.board.on_moved = lambda: None
-        self.loop.cancel(self.stall)
-        self.loop.cancel(self.look)
+        self.timers.disarm()
 
 
 class Forwards:
@@ -2697,6 +2652,9 @@ class Forwards:
     :param count: how many of the kernel's ports lead here
     :param inward: how many ports the front end may be told instead of the kernel's
     :param avoid: ports that somebody else is going to listen on
+
+    ``ports`` are where the client's remote forwards have to lead, in the order of the kernel's ports;
+    ``inward_pairs`` what the front end may be told.
     """
 
     def __init__(self, loop, count, inward=0, avoid=()):
@@ -2708,16 +2666,8 @@ class Forwards:
         for listener in passed_over:
             listener.close()
         self.kernel_side, self.front_end_side = found[:count], found[count:]
-
-    @property
-    def ports(self):
-        """Where the client's remote forwards have to lead, in the order of the kernel's ports."""
-        return [listener.getsockname()[1] for listener in self.kernel_side]
-
-    @property
-    def inward_pairs(self):
-        ports = [listener.getsockname()[1] for listener in self.front_end_side]
-        return list(zip(ports[::2], ports[1::2]))
+        ports = [listener.getsockname()[1] for listener in found]
+        self.ports, self.inward_pairs = ports[:count], list(zip(ports[count::2], ports[count + 1 :: 2]))
 
     def serve(self, board):
         """Have ``board`` told who comes in, the first at each port."""
@@ -3619,10 +3569,9 @@ class Try:
     def _report(self, event, line):
         """An event may be a step of the launch."""
         if event in ("name", "proxy", "host key", "login"):
-            text = line[len("debug1: ") :] if line.startswith("debug1: ") else line
-            for start in ("Connecting to ", "Server host key: ", "Executing proxy command: "):
-                text = text[len(start) :] if text.startswith(start) else text
-            self.launch.step(event, text.strip())
+            for start in ("debug1: ", "Connecting to ", "Server host key: ", "Executing proxy command: "):
+                line = line[len(start) :] if line.startswith(start) else line
+            self.launch.step(event, line.strip())
         elif event == "told no terminal":
             self.log.write(NO_TERMINAL)
 
