@@ -260,10 +260,9 @@ class Kernel:
     @property
     def switch(self):
         """``-wstp`` from version 10 on, when MathLink got its new name; ``-mathlink`` before."""
-        if self.version:
-            return "-wstp" if self.version >= (10,) else "-mathlink"
         program = self.path.replace("\\", "/").rpartition("/")[2]
-        return "-wstp" if program.lower().startswith("wolfram") else "-mathlink"
+        is_new = self.version >= (10,) if self.version else program.lower().startswith("wolfram")
+        return "-wstp" if is_new else "-mathlink"
 
     @property
     def links(self):
@@ -463,9 +462,6 @@ class Plan:
         """The forwards as arguments; OpenSSH and plink take the same."""
         return [word for forward in self.forwards for word in (forward.flag, str(forward))]
 
-    def owns(self, port):
-        return any(forward.port == port for forward in self.forwards)
-
 
 def kernel_words(kernel, role, link):
     """What the kernel is called with; the words are those of the shell scripts."""
@@ -522,8 +518,7 @@ class Settings:
     def but(self, **changes):
         """A copy, changed."""
         values = {name: getattr(self, name) for name in self.__slots__}
-        values.update(changes)
-        return Settings(**values)
+        return Settings(**dict(values, **changes))
 
 
 # The stages of a try. What a line means depends on when it comes.
@@ -1147,7 +1142,8 @@ def obstacle_in(settings, plan, event, words):
             parse_port(words[event == "port" and len(words) > 2].rpartition(" ")[2].rstrip(".")) if words else None
         )
         nameless = number is None and event == "mux forward" and settings.share  # names none of ours, as it does
-        event = "port" if plan.owns(number) or (number is None and not nameless) else "foreign forward"
+        ours = any(forward.port == number for forward in plan.forwards) or (number is None and not nameless)
+        event = "port" if ours else "foreign forward"
     applies = {
         "foreign forward": not settings.lenient,
         "stale": settings.share,
@@ -3547,24 +3543,23 @@ class Try:
             self._started()
         if facts.exposed and not before[1]:
             self.launch.step("server", EXPOSED)
-        if not self.is_login:
-            self._watch_shared(event[0])
+        if event[0] == "shared" and not self.is_login:
+            self._watch_shared()
         if facts.ended:
             self.timers.disarm("lost")
             self._deliver()
 
-    def _watch_shared(self, event):
+    def _watch_shared(self):
         """The process behind a shared connection may hang, or its connection have died unnoticed."""
-        share = self.settings.share
-        if event == "shared" and self.session:
+        if self.session:
             self.timers.within("login", SHARED_SECONDS, lambda: self.end("no login"))
-        elif event == "shared":
-            if not share:
-                self.timers.within("login", SHARED_SECONDS, self._hung)
-            if self.facts.version < SAYS_SESSION:
-                self.timers.within("session", SESSION_SECONDS, self._session_stands)
-            elif share:
-                self.timers.within("session", HUNG_SECONDS, self._hung)
+            return
+        if not self.settings.share:
+            self.timers.within("login", SHARED_SECONDS, self._hung)
+        if self.facts.version < SAYS_SESSION:
+            self.timers.within("session", SESSION_SECONDS, self._session_stands)
+        elif self.settings.share:
+            self.timers.within("session", HUNG_SECONDS, self._hung)
 
     def _report(self, event, line):
         """An event may be a step of the launch."""
@@ -3891,8 +3886,7 @@ class Launch:
                 settings = settings.but(ports=draw_ports())
                 self.log.write("the next block of ports is {}".format(settings.ports[0]))
             if settings.share == "":
-                share = self.shared.take(settings)
-                settings = settings.but(share=share)
+                settings = settings.but(share=self.shared.take(settings))
             name = "shared connection" if login else "try {}".format(number)
             outer, self.current = self.current, Try(self, settings, name, login, session)
             plan = self.current.plan
@@ -4046,14 +4040,8 @@ class Launch:
     def remember_death(self, text, request):
         """Have the next launch tell that a kernel ended before it connected, though its launch had returned."""
         when = time.strftime("%Y-%m-%d %H:%M:%S")
-
-        def alter(values):
-            values["died"] = "launch, at {}, failed after it had returned: {}".format(
-                when, text.replace("\t", " ")
-            )
-            values.pop("kernel " + request.kernel.path, None)
-
-        self.memory.change(alter)
+        self.memory.keep("died", "launch, at {}, failed after it had returned: {}".format(when, text))
+        self.memory.keep("kernel " + request.kernel.path, None)
 
 
 def parse_seconds(text, otherwise):

@@ -2851,14 +2851,10 @@ LEAVE_SECONDS = 2.0  # for the last words of a launcher that was told to end
 class NoForwards:
     """What a client runs for a relay: no forwards, the bootstrap."""
 
-    forwards = forward_words = pairs = ()
+    forwards = pairs = ()
 
     def __init__(self):
         self.forward_words, self.command = [], bootstrap_command()
-
-    @staticmethod
-    def owns(port):
-        return False
 
 
 class Served:
