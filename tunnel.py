@@ -1138,11 +1138,10 @@ def note(facts, settings, plan, event, words, line):
 def obstacle_in(settings, plan, event, words):
     """The obstacle that an event is for a try with these settings; None for none."""
     if event in ("port", "mux forward"):
-        number = (
-            parse_port(words[event == "port" and len(words) > 2].rpartition(" ")[2].rstrip(".")) if words else None
-        )
-        nameless = number is None and event == "mux forward" and settings.share  # names none of ours, as it does
-        ours = any(forward.port == number for forward in plan.forwards) or (number is None and not nameless)
+        text = words[event == "port" and len(words) > 2] if words else ""
+        number = parse_port(text.rpartition(" ")[2].rstrip("."))
+        names_ours = event == "mux forward" and settings.share  # so where it names none, it is none of ours
+        ours = any(forward.port == number for forward in plan.forwards) or (number is None and not names_ours)
         event = "port" if ours else "foreign forward"
     applies = {
         "foreign forward": not settings.lenient,
