@@ -334,10 +334,7 @@ class Request:
 
     def option(self, name):
         """The value that ``-o`` gave ``name``, else None; as for ssh, the first one wins."""
-        for each, value in self.options:
-            if each.lower() == name.lower():
-                return value
-        return None
+        return next((value for each, value in self.options if each.lower() == name.lower()), None)
 
 
 def take_flags(request, rest):
@@ -1078,7 +1075,6 @@ class Facts:
         self.tried = False  # the client has begun to connect
         self.reached = False  # the server itself has spoken
         self.exposed = False  # the server opens the forwarded ports to its network
-        self.lost = False  # the front end has closed the main link, or has died, and the kernel goes on
         self.version = (0,)  # OpenSSH's
         self.obstacle = self.evidence = None  # one of OBSTACLES, and the line that says so
         self.stopped_by = None  # why the try was ended: the first reason
@@ -2525,11 +2521,11 @@ class Switchboard:
         if target is None:  # nobody has been told this port yet
             end.close()
             return
-        dial(self.loop, target[0], target[1], lambda *found: self._join(position, end, target, *found))
+        dial(self.loop, *target, lambda *found: self._join(position, end, target, *found))
 
     def _join(self, position, kernel, target, connection, reason):
         if connection is None:
-            self.log.write("the front end does not answer at {}@{}: {}".format(target[1], target[0], reason))
+            self.log.write("the front end does not answer at {1}@{0}: {2}".format(*target, reason))
             kernel.close()
             return
         to_kernel = self._replacer(self.outward, "link {} of the front end is {} for the kernel", position)
@@ -2567,13 +2563,14 @@ class Switchboard:
         if target is None:
             end.close()
             return
-        self.way.open(target[0], target[1], lambda kernel: self._answered(kernel, end))
 
-    def _answered(self, kernel, front_end):
-        if kernel is None:
-            front_end.close()
-        else:
-            self.channels.append(Channel(self, kernel, front_end))
+        def opened(kernel):
+            if kernel is None:
+                end.close()
+            else:
+                self.channels.append(Channel(self, kernel, end))
+
+        self.way.open(*target, opened)
 
     def left(self, channel, end):
         """One end of a channel has finished or broken."""
@@ -2959,29 +2956,24 @@ class Memory:
 
         :returns: the dict; empty where nothing can be remembered
         """
-        values = {}
-        if self.path is None:
-            alter(values)
-            return values
+        values, descriptor = {}, None
         try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError:
-            alter(values)
-            return values
-        try:
-            lock_soon(descriptor)
-            text = os.read(descriptor, 1 << 20).decode("utf-8", "surrogateescape")
-            values.update(line.rpartition("\t")[::2] for line in text.split("\n") if "\t" in line)
+            if self.path:
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+                lock_soon(descriptor)
+                text = os.read(descriptor, 1 << 20).decode("utf-8", "surrogateescape")
+                values.update(line.rpartition("\t")[::2] for line in text.split("\n") if "\t" in line)
             before = dict(values)
             alter(values)
-            if values != before:
+            if values != before and descriptor is not None:
                 text = "".join("{}\t{}\n".format(*each) for each in values.items())
                 os.ftruncate(descriptor, os.pwrite(descriptor, text.encode("utf-8", "surrogateescape"), 0))
         except OSError:
             if not values:
-                alter(values)  # it is locked for long: then this launch knows nothing
+                alter(values)  # it cannot be had, or is locked for long: then this launch knows nothing
         finally:
-            os.close(descriptor)
+            if descriptor is not None:
+                os.close(descriptor)
         return values
 
     def keep(self, key, value):
@@ -3621,7 +3613,6 @@ class Try:
     def _lost(self):
         """The front end has closed the main link, or has died. The kernel has a while to see that for itself."""
         if not self.facts.ended:
-            self.facts.lost = True
             self.timers.within("lost", LOST_SECONDS, lambda: self.end("front end gone"))
 
     def _deliver(self):
