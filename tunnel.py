@@ -1005,11 +1005,8 @@ class NameReplacer:
 
     def _within(self, data, position):
         """Whether ``position`` lies within a string whose length is told."""
-        near = max(0, position - self.HISTORY)
-        for mark in self.mark.finditer(data, near, position):
-            if mark.end() + length_before(data, mark.end()) > position:
-                return True
-        return False
+        marks = self.mark.finditer(data, max(0, position - self.HISTORY), position)
+        return any(mark.end() + length_before(data, mark.end()) > position for mark in marks)
 
     def _may_go_on(self, data, position):
         """Whether the beginning of a name that ``data`` ends with may become a whole one."""
@@ -1031,11 +1028,9 @@ class NameReplacer:
 def missing(beginning):
     """How many bytes the beginning of a link name lacks at least."""
     one, comma, other = beginning.partition(b",")
-    ends = [part if b"@" not in part else part.partition(b"@")[2] for part in (one, other)]
-    lacks = [
-        3 if not part else 2 if b"@" not in part else 0 if end else 1 for part, end in zip((one, other), ends)
-    ]
-    return sum(lacks) + (0 if comma else 1)
+    # Of a digit, an @, a host.
+    has = [bool(part) + (b"@" in part) + bool(part.partition(b"@")[2]) for part in (one, other)]
+    return 7 - sum(has) - len(comma)
 
 
 def length_before(data, position):
@@ -2760,7 +2755,8 @@ class PasswordKeeper:
     """
 
     def __init__(self, launch, settings, version, on_asked):
-        self.loop, self.log, self.version, self.on_asked = launch.loop, launch.log, version, on_asked
+        self.launch, self.loop, self.log = launch, launch.loop, launch.log
+        self.version, self.on_asked = version, on_asked
         self.password = launch.request.destination.password
         self.has_password = self.password is not None
         self.token = os.urandom(16).hex()
@@ -2778,13 +2774,12 @@ class PasswordKeeper:
         :raises Fatal: the helper cannot be executed
         """
         helper = os.environ.get("TUNNEL_DROPIN") or os.path.abspath(__file__)
-        environment = dict(environ)
         if not os.access(helper, os.X_OK):
             if not self.has_password:
-                return environment
+                return environ
             raise Fatal("host: for a password {0} has to be executable; try: chmod +x {0}".format(helper))
-        for name in [name for name in environment if name.startswith("PYTHON")]:
-            del environment[name]  # the launcher itself goes without
+        # The launcher itself goes without what is set for Python.
+        environment = {name: value for name, value in environ.items() if not name.startswith("PYTHON")}
         environment["SSH_ASKPASS"] = helper
         if self.has_password:  # else a ProxyCommand may have a terminal at which it is answered
             environment["SSH_ASKPASS_REQUIRE"] = "force"
@@ -2827,7 +2822,7 @@ class PasswordKeeper:
             self._ask(b"")
         elif self.client is None:  # it takes as long as the look-ups do that the configuration asks for
             sinks = {"out": self._ask, "err": lambda data: None}
-            self.client = Client(self.loop, self.question, client_environment(os.environ), sinks, watched=False)
+            self.client = Client(self.loop, self.question, self.launch.environment, sinks, watched=False)
 
     def _ask(self, data):
         """ssh tells who is logging in; at the end of that, look at what is asked."""
