@@ -463,10 +463,8 @@ class Plan:
 def kernel_words(kernel, role, link):
     """What the kernel is called with; the words are those of the shell scripts."""
     words = [kernel.switch, "-LinkMode", "Connect", "-LinkProtocol", "TCPIP", "-LinkName", str(link)]
-    words += (
-        ["-initfile", "tunnel.m", "-lmverbose"] if role is CONTROLLER else ["-lmverbose", "-subkernel", "-noinit"]
-    )
-    return words + ["-remotelaunch"]
+    own = "-initfile tunnel.m -lmverbose" if role is CONTROLLER else "-lmverbose -subkernel -noinit"
+    return words + own.split() + ["-remotelaunch"]
 
 
 def first_ports(request):
@@ -782,12 +780,9 @@ class Plink:
     def check(cls, request):
         """:raises Fatal: an ``-o`` that plink has no word for, or no such value"""
         for name, value in request.options:
-            known = name.lower() in cls.translated or name.lower() in cls.switches
-            if not known:
-                raise Fatal(
-                    "-o {}: plink has no such option; it takes Compression, ForwardAgent,"
-                    " Port, User and IdentityFile".format(name)
-                )
+            if name.lower() not in cls.translated and name.lower() not in cls.switches:
+                known = "Compression, ForwardAgent, Port, User and IdentityFile"
+                raise Fatal("-o {}: plink has no such option; it takes {}".format(name, known))
             if name.lower() in cls.switches and value.lower() not in ("yes", "no"):
                 raise Fatal("-o {}: expected yes or no".format(name))
             if name.lower() == "port" and parse_port(value) is None:
@@ -1446,9 +1441,8 @@ def explain(launch, facts, settings, request=None):
 def explain_kernel(facts, words):
     """What became of a kernel that had been started; None where none had."""
     if facts.stopped_by == "no kernel":
-        return "the kernel has not called back within {} s; run it by hand: {}".format(
-            CALLBACK_SECONDS, words["by_hand"]
-        )
+        text = "the kernel has not called back within {} s; run it by hand: {by_hand}"
+        return text.format(CALLBACK_SECONDS, **words)
     if facts.obstacle in EXPLAINED or facts.stage < STARTED:
         return None
     if facts.stopped_by == "links held" and facts.connected:
@@ -1511,9 +1505,8 @@ def explain_connection(dialect, facts, settings, words):
         found = found or "{host} refused the login; ".format(**words) + CHECK_LOGIN.format(**words)
     found = found or diagnose(DIAGNOSES, notes, words)
     last = (["it said nothing"] + facts.printed + said)[-1].strip()
-    return found or "{} failed with exit code {}: {}; try: {}".format(
-        dialect.kind, facts.code, last, words["by_hand"]
-    )
+    text = "{} failed with exit code {}: {}; try: {by_hand}"
+    return found or text.format(dialect.kind, facts.code, last, **words)
 
 
 # ----------------------------------------------------------------------------------------------- world
@@ -1563,12 +1556,8 @@ def find_client(name, environ):
         if os.path.isfile(place) and os.access(place, os.X_OK):
             program = os.path.basename(place).lower()
             return place, Plink if program.startswith("plink") else OpenSSH
-    raise Fatal(
-        "no SSH client found; looked for {}; install one, or name it with --client or TUNNEL_SSH".format(
-            ", ".join(places)
-        ),
-        EX_UNAVAILABLE,
-    )
+    text = "no SSH client found; looked for {}; install one, or name it with --client or TUNNEL_SSH"
+    raise Fatal(text.format(", ".join(places)), EX_UNAVAILABLE)
 
 
 def which_places(name, environ):
@@ -2831,11 +2820,10 @@ class PasswordKeeper:
             return
         self.login = self.login or login_in(self.said)
         prompts, self.prompts = self.prompts, []
+        prefixed = self.version() >= PREFIXED
         for caller, prompt in prompts:
             shown = prompt if not has_control_characters(prompt) else repr(prompt)
-            ours = self.has_password and is_password_prompt(
-                prompt, *self.login, prefixed=self.version() >= PREFIXED
-            )
+            ours = self.has_password and is_password_prompt(prompt, *self.login, prefixed)
             if ours and self.password:
                 self._answer(caller)
                 continue
