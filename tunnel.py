@@ -1212,10 +1212,7 @@ RULES = {
     "bad option": ("this ssh is older than OpenSSH 8.7", once("modern", False)),
     "held": ("a port that the kernel would listen on is in use on its machine", another_block),
     "port": ("forwards were refused", another_block),
-    "foreign forward": (
-        "a forward of the ssh configuration failed: without regard to it",
-        once("lenient", True),
-    ),
+    "foreign forward": ("a forward of the ssh configuration failed: without regard to it", once("lenient", True)),
     "family": ("AddressFamily of the ssh configuration leaves out 127.0.0.1: any", any_family),
     "no terminal": (NO_TERMINAL, no_terminal),
     "guard": (
