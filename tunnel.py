@@ -3013,15 +3013,10 @@ class SharedConnections:
             self.release()
             return None
         path = self._path
-        try:
-            lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            self.launch.log.write("nothing can be shared: {}".format(error))
+        lock = self._lock(path)
+        if lock is None:
             return None
         try:
-            if not self._lock(lock):
-                self.launch.log.write("another launch has been logging in for too long: this one goes its own way")
-                return None
             # Whether anybody answers there, the try itself will tell.
             self.socket = identity(path)
             if self.socket is None:
@@ -3055,21 +3050,32 @@ class SharedConnections:
             self.number += 1
         values["session {} {}".format(self.number, os.getpid())] = "asked"
 
-    def _lock(self, descriptor, seconds=LOGIN_SECONDS):
-        """Wait for our turn to look for, or make, the connection. The other launch may be waiting for somebody to
-        type a second factor."""
+    def _lock(self, path, seconds=LOGIN_SECONDS):
+        """Wait for our turn to look for, or make, the connection at ``path``. The other launch may be waiting for
+        somebody to type a second factor.
+
+        :returns: a descriptor, ours until it is closed; None where this launch has to do without
+        """
         import fcntl
 
+        try:
+            lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            self.launch.log.write("nothing can be shared: {}".format(error))
+            return None
         end = time.monotonic() + seconds
         while not self.launch.signal:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return True
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return lock
             except OSError:
                 if time.monotonic() >= end:
                     break
                 self.launch.pause(0.01)
-        return False
+        os.close(lock)
+        if seconds and not self.launch.signal:
+            self.launch.log.write("another launch has been logging in for too long: this one does without")
+        return None
 
     def _log_in(self, settings):
         """Log in and leave a connection in the background.
@@ -3131,12 +3137,14 @@ class SharedConnections:
     def _prepare(self):
         """The last place is taken: log in for the next launch, which is likely to follow at once."""
         path = "{}-{}".format(self.path, self.number + 1)
-        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        lock = self._lock(path, 0)
+        if lock is None:
+            return
         try:
-            if self._lock(lock, 0) and not os.path.exists(path):
+            if not os.path.exists(path):
                 self._log_in(self.settings.but(share=path, modern=False))
-        except Fatal as error:
-            self.launch.log.write(error.text)
+        except (Fatal, OSError) as error:  # the kernel that runs is not concerned
+            self.launch.log.write("no connection for the next launch: {}".format(error))
         finally:
             os.close(lock)
 
@@ -3166,8 +3174,10 @@ class SharedConnections:
 
     def gone(self):
         """Nobody answers any more at the control socket: it is in the way, unless there is a new one by now."""
-        lock = os.open(self._path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        if self._lock(lock) and identity(self._path) == self.socket:
+        lock = self._lock(self._path)
+        if lock is None:
+            return
+        if identity(self._path) == self.socket:
             remove_if_there(self._path)
         os.close(lock)
 

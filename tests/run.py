@@ -215,7 +215,7 @@ class Python:
         """All of its files in the form of pytest's closing line."""
         parts = ["{} {}".format(number, kind) for kind, number in self.found.items() if number]
         text = re.sub(r"\b(1 \w+)s\b", r"\1", ", ".join(parts))  # 1 error, 2 errors
-        return "{} in {}".format(text or "no tests ran", spent(self.end - self.begin))
+        return "{} in {}".format(text or "no tests ran", spent(self.end - self.begin if self.end else 0))
 
 
 def spent(seconds):

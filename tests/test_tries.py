@@ -1711,11 +1711,14 @@ class NoLaunch:
     """A launch whose loop runs nothing."""
 
     def __init__(self):
-        self.loop, self.signal = self, None
-        self.later = []
+        self.loop, self.signal, self.log = self, None, self
+        self.later, self.said = [], ""
 
     def after(self, seconds, action):
         self.later.append(action)
+
+    def write(self, text):
+        self.said += text + "\n"
 
 
 def shared(memory, full=()):
@@ -1844,6 +1847,16 @@ def test_a_control_socket_at_which_nobody_answers_is_removed(memory, tmp_path):
     connections.gone()
     connections.gone()  # harmless
     assert sorted(os.listdir(str(tmp_path))) == ["memory", "x-0.lock", "x-1"]
+
+
+def test_a_lock_that_cannot_be_had_ends_no_launch(memory, tmp_path):
+    launch = NoLaunch()
+    connections = tunnel.SharedConnections(launch, memory, str(tmp_path / "none" / "x"))
+    assert connections.take(tunnel.Settings((50000, 50001))) is None
+    connections.number = 0
+    connections.gone()
+    connections._prepare()
+    assert launch.said.count("nothing can be shared: ") == 3
 
 
 def test_who_runs():
