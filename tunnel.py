@@ -26,10 +26,10 @@ CONNECT_SECONDS = 15  # a host that does not answer is given up
 LOGIN_SECONDS = 150  # so is a login: longer than servers wait for somebody to type (LoginGraceTime: 120)
 ALIVE_SECONDS, ALIVE_COUNT = 15, 3  # a server that has fallen silent is noticed within 15 * (3 + 1)
 VERIFY_SECONDS = 0.3  # how long a path that has not been seen to run may still turn out to be wrong
-SHARED_SECONDS = 20  # how long a connection of the user's own may take to answer
+SHARED_SECONDS = 20  # how long the process behind a shared connection may take to answer
 SESSION_SECONDS = 1.0  # until an old client that shares a connection and says no more is taken to have a session
-MASTER_SECONDS = 5.0  # until the process behind a shared connection that says nothing is given up
-HUNG_SECONDS = 3.0  # until a connection over which a newer one gets no session is given up
+HUNG_SECONDS = 3.0  # until a connection over which no session comes is given up
+NEW_SECONDS = 60  # the same from its login on: what the server does for that may go on
 LOST_SECONDS = 5.0  # from the main link's end to that of a kernel which has not noticed
 STALL_SECONDS = 60  # how long a front end may take none of what its kernel has left behind
 QUIET_SECONDS = 5  # how long nothing may come, after the kernel's end, from who still holds its connections
@@ -1046,7 +1046,7 @@ def length_before(data, position):
 OBSTACLES = ("refused", "jump failed", "asked")
 OBSTACLES += ("no session", "no forwarding", "no opening", "old plink", "no log", "bad option")
 OBSTACLES += ("held", "port", "foreign forward", "family")
-OBSTACLES += ("no terminal", "guard", "stale", "full", "dropped")
+OBSTACLES += ("no terminal", "guard", "stale", "lost", "full", "dropped")
 # With these a client ends by itself.
 ENDS_ITSELF = ("refused", "jump failed", "old plink", "no log", "bad option", "dropped")
 
@@ -1220,6 +1220,7 @@ RULES = {
         once("guarded", False),
     ),
     "stale": ("the shared connection is gone", another_connection),
+    "lost": ("the shared connection that has just been made is gone: without one", once("share", None)),
     "full": ("the shared connection takes no further kernel, or does not answer", full),
     "dropped": ("the server closed the connection before the login", try_again_later),
 }
@@ -1471,6 +1472,7 @@ def explain_kernel(facts, words):
 # What an obstacle means to which there is no further try, or why no connection was waited for any longer.
 EXPLAINED = {
     "no answer": "; ".join(NO_ANSWER),
+    "front end gone": "the front end has closed the main link, and nothing is run for it",
     "no login": "the login on {host} did not come to an end within {limit} s; try: {by_hand}",
     "asked": "the login on {host} asks for what nobody can answer here ({evidence}); a jump host needs a key; for"
     " a second factor log in by hand and share that connection (ControlMaster)",
@@ -2068,14 +2070,14 @@ def join_windows_job():
 
 def is_deserted(host, port):
     """Whether nobody listens any more on a port of this machine, as far as can be told without a connection."""
-    import socket
+    import _socket
 
     if host != "localhost" and host.strip("0123456789.:abcdefABCDEF"):
         return False  # a name that would have to be looked up
-    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    probe = _socket.socket(_socket.AF_INET6 if ":" in host else _socket.AF_INET)
     try:
         if WINDOWS:  # where one address and all of them are no conflict otherwise
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            probe.setsockopt(_socket.SOL_SOCKET, _socket.SO_EXCLUSIVEADDRUSE, 1)
         probe.bind((host, port))
     except OSError:
         return False  # somebody does, or it is another machine's
@@ -2889,6 +2891,27 @@ def ask_password(prompt):
     return 0 if answer else 1
 
 
+def can_ask(environ, program):
+    """Whether ssh can ask somebody without a terminal: it needs to be told so, and a program that does it.
+
+    :param program: ssh, into which the path of that program is compiled, in case ``SSH_ASKPASS`` names none
+    """
+    if not any(environ.get(name) for name in ASKING):
+        return False
+    path = environ.get("SSH_ASKPASS")
+    if not path:
+        try:
+            with open(program, "rb") as stream:
+                data = stream.read()
+        except OSError:
+            return True
+        end = data.find(b"/ssh-askpass") + len("/ssh-askpass")
+        path = os.fsdecode(data[max(data.rfind(each, 0, end) for each in (b"\0", b" ")) + 1 : end])
+        if not path.startswith("/"):
+            return True  # it starts another program
+    return "/" not in path or os.access(path, os.X_OK)
+
+
 def memory_path(request, program, log):
     """Where this destination is remembered; None where there is no private folder, and on Windows."""
     if WINDOWS:
@@ -3029,6 +3052,12 @@ class SharedConnections:
         finally:
             os.close(lock)
         return path
+
+    @property
+    def patience(self):
+        """How many seconds a session on our connection may take to come."""
+        age = time.time() - self.socket[1] / 1e9 if self.socket else NEW_SECONDS
+        return max(HUNG_SECONDS, NEW_SECONDS - abs(age))
 
     @property
     def _path(self):
@@ -3419,6 +3448,8 @@ class Try:
         if not self.is_login and (not self.session or (self.launch.check and not request.via)):
             self.expect_kernel()
         self.timers.within("login", LOGIN_SECONDS, lambda: self.end("no login"))
+        if not (self.session and (self.session.attached or request.share)):  # those have several, or know it
+            watch_front_end(self.timers, request.link, lambda: self.end("front end gone"))
         self._expect_answer()
 
     def _openssh(self, log):
@@ -3457,7 +3488,7 @@ class Try:
         """Give the server another while to go on with the key exchange. ssh's own ``ConnectTimeout`` ends
         with the server's first line, and plink has none."""
         if self.facts.stage == SILENT and self.settings.share and not self.is_login:
-            self.timers.within("answer", MASTER_SECONDS, self._hung)  # it is a process of this machine
+            self.timers.within("answer", SHARED_SECONDS, self._hung)  # ssh may be reading its configuration
         elif self.facts.stage == SILENT:
             seconds = self.session.patience if self.session else self.launch.connect_seconds
             if seconds:
@@ -3483,7 +3514,7 @@ class Try:
 
     def answered(self):
         """The relay over there has said hello."""
-        self.timers.disarm("relay", "login")
+        self.timers.disarm("relay", "login", "front end")
         self.facts.connected = True
 
     def leave(self, seconds):
@@ -3540,7 +3571,7 @@ class Try:
         if self.facts.version < SAYS_SESSION:
             self.timers.within("session", SESSION_SECONDS, self._session_stands)
         elif self.settings.share:
-            self.timers.within("session", HUNG_SECONDS, self._hung)
+            self.timers.within("session", self.launch.shared.patience, self._hung)
 
     def _report(self, event, line):
         """An event may be a step of the launch."""
@@ -3582,7 +3613,6 @@ class Try:
         if request.role is CONTROLLER and not request.callback:
             ports = [forward.port for forward in self.plan.forwards if forward.flag == "-L"]
             self.probe = Probe(self.loop, ports, self._held)
-        watch_front_end(self.timers, request.link, lambda: self.end("front end gone"))
         self.launch.started(self)
 
     def _held(self, port):
@@ -3838,7 +3868,7 @@ class Launch:
             guarded=asked and "terminal" not in known and request.relay is None,
             forced=wish == "force",
             separate=separate,
-            asks=WINDOWS or any(os.environ.get(name) for name in ASKING),
+            asks=WINDOWS or can_ask(os.environ, self.program),
             share="" if self.shared else None,
         )
 
@@ -3905,6 +3935,8 @@ class Launch:
             self.ask_connection("exit", settings)
         if facts.obstacle in ("stale", "family"):
             self.shared.gone()
+        if facts.obstacle == "stale" and self.shared.number in self.shared.made:
+            facts.obstacle = "lost"  # another one would be
         if facts.stage == STARTED and self.shared.number in self.shared.made:
             self.memory.keep("exposed", "yes" if facts.exposed else None)
 
@@ -4006,7 +4038,7 @@ class Launch:
             return code
         if self.check and facts.stopped_by == "checked":
             return 0
-        if facts.stopped_by == "front end gone":
+        if facts.stopped_by == "front end gone" and facts.stage == STARTED:
             self.log.write("the front end has closed the main link: the kernel has been hung up on")
             return code
         if facts.kernel_ended and facts.connected and facts.kernel_code is not None:

@@ -387,7 +387,7 @@ def test_a_kernel_that_has_connected_has_been_reached_whatever_ssh_says(desk, ma
     text = "#!/bin/sh\nn=$#\nwhile [ $n -gt 0 ]; do case $1 in -E) shift 2; n=$((n-2));;"
     text += ' *) set -- "$@" "$1"; shift; n=$((n-1));; esac; done\nexec {} "$@"\n'
     wrapper = machine.write("wordless-ssh", text.format(machine.ssh), 0o755)
-    set_times(desk, MASTER_SECONDS=3.0, CONNECT_SECONDS=3)
+    set_times(desk, SHARED_SECONDS=3, CONNECT_SECONDS=3)
     end = launched(desk, machine, role, env={"TUNNEL_SSH": wrapper})
     end.accept()
     end.busy(4)

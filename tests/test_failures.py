@@ -363,6 +363,28 @@ def test_a_front_end_that_has_gone_before_its_kernel_has_connected_ends_all(desk
     nothing_else(desk)
 
 
+@pytest.mark.parametrize("arguments", [("callback",), ("shared",), ("callback", "--relay")])
+def test_a_front_end_that_goes_during_the_login_ends_the_launch(desk, machine, arguments):
+    """Here the login waits for an agent, as one does that asks its user each time."""
+    with socket.socket(socket.AF_UNIX) as agent:
+        path = machine.path("waiting-agent")
+        agent.bind(path)
+        agent.listen(9)
+        agent.settimeout(20)
+        lines = ["Host *", "IdentityAgent " + path]
+        wrapper = machine.make_ssh(
+            "waiting", lines + [each for each in machine.client_lines if "Agent" not in each]
+        )
+        end = launched(desk, machine, *arguments, env={"TUNNEL_SSH": wrapper[1]})
+        asked, _ = agent.accept()
+        end.close_listeners()
+        assert end.wait(5)[0] == 129
+        assert "the front end has closed the main link, and nothing is run for it" in log_of(desk, end)
+        asked.close()
+        os.remove(path)
+    nothing_else(desk)
+
+
 @clients
 def test_a_kernel_that_cannot_reach_its_link_is_explained(desk, machine, client):
     """The front end has gone, all its listeners with it, in the moment in which the kernel connects."""

@@ -98,8 +98,12 @@ def test_a_machine_that_a_jump_host_cannot_reach_is_not_told_as_overloaded(desk,
 NOBODY = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE"), "")  # can be asked
 
 
-@pytest.mark.parametrize("host", ["john@cluster", "john:{}@cluster".format(rig.PASSWORD)])
-def test_a_jump_host_that_wants_a_password_gets_no_empty_ones(desk, gate, cluster, host):
+@pytest.mark.parametrize(
+    "host, display",
+    [("john@cluster", ""), ("john@cluster", ":99"), ("john:{}@cluster".format(rig.PASSWORD), "")],
+    ids=["nobody", "desktop", "password"],
+)
+def test_a_jump_host_that_wants_a_password_gets_no_empty_ones(desk, gate, cluster, host, display):
     """Its client has none of the launcher's options, and would send three."""
     config = ["Host gate", "HostName {}".format(gate.address), "StrictHostKeyChecking accept-new"]
     config += key_lines(gate, key=False) + [
@@ -107,7 +111,10 @@ def test_a_jump_host_that_wants_a_password_gets_no_empty_ones(desk, gate, cluste
         "HostName {}".format(cluster.address),
         "ProxyJump gate",
     ]
-    environ = dict(NOBODY, TUNNEL_SSH=gate.make_ssh("asked", config + key_lines(cluster))[1])
+    wrapper = gate.make_ssh("asked", config + key_lines(cluster))[1]
+    with open(wrapper, "a") as stream:
+        stream.write("# /none/ssh-askpass\n")  # as in a binary: the program that it would ask with
+    environ = dict(NOBODY, TUNNEL_SSH=wrapper, DISPLAY=display)
     failed = gate.server_log().count("Failed password")
     for role in ("classic", "shared"):
         end = launched(desk, cluster, role, host=host, env=environ)

@@ -207,6 +207,8 @@ def test_a_connection_that_no_longer_answers_is_given_up_without_waiting_for_a_t
     """The server's end of it hangs, as after a change of networks; whoever connects anew is served."""
     machine = own_machine
     works(shared(desk, machine))
+    (path,) = (desk.runtime / "tunnel").glob("*-0")
+    os.utime(str(path), (0, 0))  # the server has long done what it does for a login
     machine.freeze()
     before, begin = machine.logins(), time.monotonic()
     end = shared(desk, machine)
@@ -217,6 +219,39 @@ def test_a_connection_that_no_longer_answers_is_given_up_without_waiting_for_a_t
     assert machine.logins() == before + 1
     assert took < 6  # ServerAlive would take 60, ConnectTimeout 15
     end.accept()
+
+
+def test_a_server_that_takes_its_time_after_a_login_is_logged_in_to_once(desk, own_machine, tmp_path):
+    """As one that mounts a home directory for it."""
+    machine = own_machine
+    there, back = str(tmp_path / "there"), str(tmp_path / "back")
+    os.mkfifo(there)
+    os.mkfifo(back)
+    text = '#!/bin/sh\n{} "$@"; code=$?\ncase " $* " in *" -N "*) echo >{}; read -r _ <{};; esac\nexit $code\n'
+    wrapper = machine.write("ssh-slow", text.format(machine.ssh, there, back), 0o755)
+    set_times(desk, HUNG_SECONDS=0.5)
+    before = machine.attempts()
+    end = shared(desk, machine, env={"TUNNEL_SSH": wrapper})
+    with open(there) as stream:
+        stream.read()
+    machine.freeze()
+    with open(back, "w") as stream:
+        stream.write("\n")
+    rig.wait_until(lambda: "Requesting forwarding" in log_of(desk, end), 5)
+    time.sleep(1)  # in which nothing must happen
+    machine.thaw()
+    end.accept()
+    assert machine.attempts() == before + 1
+    assert "trying again" not in log_of(desk, end)
+
+
+def test_a_server_that_ends_a_new_connection_is_not_asked_for_shared_ones_again_and_again(desk, serve):
+    machine = serve("ChrootDirectory /tmp")  # which others can write to: sshd gives up at the first session
+    before = machine.attempts()
+    end = shared(desk, machine)
+    assert end.wait(20)[0] == 255
+    assert machine.attempts() == before + 2
+    assert "the shared connection that has just been made is gone" in log_of(desk, end)
 
 
 def test_a_slow_launch_does_not_take_a_new_connections_socket_away(desk, machine):

@@ -736,7 +736,7 @@ def test_once_the_kernel_has_connected_nothing_is_in_its_way():
 
 
 def test_each_obstacle_is_met_by_some_line_and_each_rule_is_for_one():
-    met = {"held", "guard", "asked"}  # by the probe, an exit code, and a prompt
+    met = {"held", "guard", "asked", "lost"}  # by the probe, an exit code, a prompt, and where it is stale
     for dialect, (line, _, stages, _) in READ:
         facts = Facts()
         facts.stage = stages[0]
@@ -745,7 +745,7 @@ def test_each_obstacle_is_met_by_some_line_and_each_rule_is_for_one():
         met.add(facts.obstacle)
     assert set(tunnel.OBSTACLES) <= met
     assert set(tunnel.RULES) <= set(tunnel.OBSTACLES)
-    assert set(tunnel.EXPLAINED) <= set(tunnel.OBSTACLES) | {"no answer", "no login"}
+    assert set(tunnel.EXPLAINED) <= set(tunnel.OBSTACLES) | {"no answer", "no login", "front end gone"}
     assert set(tunnel.ENDS_ITSELF) <= set(tunnel.OBSTACLES)
     assert set(tunnel.STAGES) <= {form.event for form in OpenSSH.forms + Plink.forms}
 
@@ -813,6 +813,8 @@ def changes(before, after):
         ("stale", {"share": "/x", "drops": 3}, {"share": "", "drops": 4}),
         ("stale", {"share": "/x", "drops": 4}, {"share": None, "drops": 5}),
         ("stale", {"share": None, "drops": 5}, None),
+        ("lost", {"share": "/x"}, {"share": None}),
+        ("lost", {"share": None}, None),
         ("full", {"share": "/x"}, {"share": "", "drops": 1}),
         ("full", {"share": "/x", "drops": 4}, {"share": None, "drops": 5}),
         ("full", {"share": None}, {"own": True}),  # the user's

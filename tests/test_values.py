@@ -643,6 +643,24 @@ def test_fuzzed_argument_vectors_are_refused_with_code_2_or_planned():
     assert 200 < planned < 1900
 
 
+def test_whether_ssh_can_ask_somebody(tmp_path):
+    there, here = tmp_path / "libexec" / "ssh-askpass", tmp_path / "ssh"
+    there.parent.mkdir()
+    there.write_text("")
+    here.write_bytes(b"\x7fELF\0" + os.fsencode(str(there)) + b"\0SSH_ASKPASS\0")
+    at_a_desktop = {"DISPLAY": ":0"}
+    assert not tunnel.can_ask({}, str(here))
+    assert not tunnel.can_ask(at_a_desktop, str(here))
+    there.chmod(0o755)
+    assert tunnel.can_ask(at_a_desktop, str(here))
+    assert tunnel.can_ask(dict(at_a_desktop, SSH_ASKPASS=str(there)), str(here))
+    assert tunnel.can_ask({"SSH_ASKPASS": "one-along-the-path"}, str(here))
+    assert not tunnel.can_ask(dict(at_a_desktop, SSH_ASKPASS="/none"), str(here))
+    here.write_text("#!/bin/sh\nexec ssh2\n")
+    assert tunnel.can_ask(at_a_desktop, str(here))
+    assert tunnel.can_ask(at_a_desktop, str(tmp_path / "none"))
+
+
 def test_whether_a_front_end_still_listens():
     listener = tunnel.listen()
     port = listener.getsockname()[1]
