@@ -201,7 +201,7 @@ def cases(tmp_path_factory):
         [python, program, "-f", str(folder / "cases.m")],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
-        timeout=120,
+        timeout=240,
         env=dict(os.environ, HOME=str(folder)),
         cwd=str(folder),
     ).decode("utf-8")
