@@ -45,6 +45,7 @@ SMALL = 4096  # bytes; a peer that writes less at once, and again, may be waitin
 LOG_BYTES = 1 << 20  # of what a client, a server or a kernel says, how much goes into the log
 RELAY_SECONDS = 60  # until a relay that has been sent has to answer
 VIA_LENGTH = 4096  # of a command, in characters
+PATH_LENGTH = 4096  # of a kernel's path: more no system takes
 RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
 # Prompts that are no attempt at a login: what is not answered is passed over, or refused on this machine.
@@ -247,6 +248,8 @@ class Kernel:
         """:raises Fatal: the path is empty, or cannot be quoted for the remote shell"""
         if not path.strip() or has_control_characters(path):
             raise Fatal("kernel_path: expected the kernel's path on the remote machine, without line breaks")
+        if len(path) > PATH_LENGTH:
+            raise Fatal("kernel_path: expected at most {} characters".format(PATH_LENGTH))
         self.path = path
         self.version = version_in(path)
         if self.on_windows and ('"' in path or "%" in path):
