@@ -1313,13 +1313,25 @@ def spawn_in_terminal(argv, limits):
         try:
             os.execvp(argv[0], argv)
         except OSError as error:
-            if error.errno != 8:  # ENOEXEC: a script without #!, which a shell runs itself
+            if error.errno != 8 or not is_text(argv[0]):  # ENOEXEC: a script without #!, which a shell runs itself
                 raise
             os.execv("/bin/sh", ["sh"] + argv)
     except OSError as error:
         os.write(writer, "{} {}".format(error.errno, error.strerror).encode("utf-8", "replace"))
     finally:
         os._exit(127)
+
+
+def is_text(program):
+    """Whether a shell would take a program that the system does not for a script, as they all look for it: by a
+    first line without a zero byte."""
+    folders = [""] if "/" in program else os.get_exec_path()
+    paths = [os.path.join(folder, program) for folder in folders]
+    try:
+        with open(next(path for path in paths if os.access(path, os.X_OK)), "rb") as stream:
+            return b"\0" not in stream.read(80).partition(b"\n")[0]
+    except (OSError, StopIteration):
+        return True  # the shell will say why it cannot be read
 
 
 def set_limits(limits):

@@ -794,6 +794,15 @@ def test_a_server_that_runs_something_else_is_told_as_such(request, desk, line):
     assert "the kernel" not in errors
 
 
+def test_a_program_of_another_architecture_cannot_be_executed(desk, machine):
+    path = machine.path("WolframKernel")
+    with open(path, "wb") as stream:
+        stream.write(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\0\xb7\0\1\0\0\0" + bytes(40))
+    os.chmod(path, 0o755)
+    code, errors = desk.launch(machine, "callback", "--relay", kernel=path).wait(20)
+    assert code == 126 and "cannot be executed" in errors
+
+
 def test_a_refused_login_is_explained_as_without_a_relay(desk, machine):
     end = desk.launch(machine, "callback", "--relay", env={"TUNNEL_SSH": machine.make_keyless_ssh()})
     code, errors = end.wait(10)

@@ -157,6 +157,22 @@ def test_a_path_that_cannot_be_run_is_told_as_a_shell_does(machine):
         over(launcher, machine)
 
 
+@pytest.mark.parametrize(
+    "start", [b"\x7fELF\x02\x01\x01\0", b"\xcf\xfa\xed\xfe\x0c\0\0\1", b"\xca\xfe\xba\xbe\0\0\0\2"]
+)
+def test_a_program_of_another_machine_is_not_taken_for_a_script(machine, start):
+    path = machine.write("bin/other", "", 0o755)
+    with open(path, "wb") as stream:
+        stream.write(start + bytes(100))
+    with Launcher(machine) as launcher:
+        launcher.call(lambda: launcher.near.linger(60))
+        for name in (path, "other"):
+            kernel = launcher.start(name)
+            launcher.wait(lambda kernel=kernel: kernel.code is not None, "the verdict")
+            assert kernel.code == 126 and "other: Exec format error" in kernel.text
+        over(launcher, machine)
+
+
 def test_a_leading_home_is_resolved_and_nothing_else_is_expanded(machine):
     machine.script("exit 5\n", python=False)
     odd = machine.write("odd $HOME `x` {0} \"'", "#!/bin/sh\nexit 6\n", 0o755)
