@@ -3489,10 +3489,10 @@ class Try:
         self.timers.disarm("relay", "login")
         self.facts.connected = True
 
-    def leave(self, seconds):
+    def leave(self, seconds, why="signal"):
         """End the client once it has passed on the last words, ``seconds`` from now at the latest."""
-        self.facts.stopped_by = self.facts.stopped_by or "signal"
-        self.timers.within("leave", seconds, lambda: self.end("signal"))
+        self.facts.stopped_by = self.facts.stopped_by or why
+        self.timers.within("leave", seconds, lambda: self.end(why))
 
     def expect_kernel(self):
         self.timers.within("connect", CALLBACK_SECONDS, self._no_connection)
@@ -3577,7 +3577,7 @@ class Try:
         if self.facts.obstacle:
             return
         if self.session:
-            self.timers.within("relay", RELAY_SECONDS, lambda: self.end("no relay"))
+            self.timers.within("relay", RELAY_SECONDS, self.session.give_up)
             return
         request = self.launch.request
         self.launch.step("forwards", "{} ports".format(len(self.plan.forwards)))
