@@ -45,6 +45,7 @@ SMALL = 4096  # bytes; a peer that writes less at once, and again, may be waitin
 LOG_BYTES = 1 << 20  # of what a client, a server or a kernel says, how much goes into the log
 RELAY_SECONDS = 60  # until a relay that has been sent has to answer
 VIA_LENGTH = 4096  # of a command, in characters
+PATH_LENGTH = 4096  # of a kernel's path: more no system takes
 RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
 # Prompts that are no attempt at a login: what is not answered is passed over, or refused on this machine.
@@ -247,6 +248,8 @@ class Kernel:
         """:raises Fatal: the path is empty, or cannot be quoted for the remote shell"""
         if not path.strip() or has_control_characters(path):
             raise Fatal("kernel_path: expected the kernel's path on the remote machine, without line breaks")
+        if len(path) > PATH_LENGTH:
+            raise Fatal("kernel_path: expected at most {} characters".format(PATH_LENGTH))
         self.path = path
         self.version = version_in(path)
         if self.on_windows and ('"' in path or "%" in path):
@@ -3517,10 +3520,10 @@ class Try:
         self.timers.disarm("relay", "login", "front end")
         self.facts.connected = True
 
-    def leave(self, seconds):
+    def leave(self, seconds, why="signal"):
         """End the client once it has passed on the last words, ``seconds`` from now at the latest."""
-        self.facts.stopped_by = self.facts.stopped_by or "signal"
-        self.timers.within("leave", seconds, lambda: self.end("signal"))
+        self.facts.stopped_by = self.facts.stopped_by or why
+        self.timers.within("leave", seconds, lambda: self.end(why))
 
     def expect_kernel(self):
         self.timers.within("connect", CALLBACK_SECONDS, self._no_connection)
@@ -3605,7 +3608,7 @@ class Try:
         if self.facts.obstacle:
             return
         if self.session:
-            self.timers.within("relay", RELAY_SECONDS, lambda: self.end("no relay"))
+            self.timers.within("relay", RELAY_SECONDS, self.session.give_up)
             return
         request = self.launch.request
         self.launch.step("forwards", "{} ports".format(len(self.plan.forwards)))

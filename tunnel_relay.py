@@ -59,6 +59,7 @@ END = b"--tunnel-relay-end--"
 
 # Why a session cannot go on:
 GONE, ELSEWHERE, VERSIONS, ALTERED, REFUSED = "gone", "elsewhere", "versions", "altered", "refused"
+NOISY = "noisy"  # which only the first login's noise does
 
 
 class WireError(Exception):
@@ -137,7 +138,7 @@ class HelloReader:
             del self.data[: end + len(self.mark) if self.found else end]
             self.skipped += len(noise)
             if self.skipped > NOISE_LIMIT:
-                raise WireError("the login prints without end: more than {} bytes".format(NOISE_LIMIT))
+                raise WireError("the login prints without end: more than {} bytes".format(NOISE_LIMIT), NOISY)
         end = self.data.find(END) if self.found else -1
         if end < 0:
             if self.found and len(self.data) > HELLO_LIMIT:
@@ -1029,7 +1030,7 @@ class Line:
     def __init__(self, loop, wire, source, sink, on_end, goodbye=None):
         self.loop, self.wire, self.source, self.sink, self.on_end = loop, wire, source, sink, on_end
         self.goodbye, self.tail = goodbye, b""
-        self.closed = self.blocked = False
+        self.closed = self.blocked = self.silent = False
         self.ack_timer = self.timer = None
         for each in {source, sink}:
             if isinstance(each, int):
@@ -1081,15 +1082,34 @@ class Line:
             return
         self.feed(BUFFER[:count])
 
+    def read_ahead(self):
+        """Take all that has come already, before anything of it is acted upon: if the other side has gone since,
+        nothing is."""
+        data = bytearray()
+        while len(data) < 2 * KEEP:
+            try:
+                count = self._take()
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError:
+                count = 0
+            if not count:
+                self._end(CLOSED)
+                return
+            data += BUFFER[:count]
+        if data:
+            self.feed(bytes(data))
+
     def feed(self, data):
         """Take bytes that have arrived."""
         self.tail = (self.tail + bytes(data[-64:]))[-64:]
+        if self.said_goodbye:  # then nothing that it has asked for before is begun any more
+            self._end("the other side has said goodbye")
+            return
         try:
             self.wire.feed(data)
         except WireError as error:
             self._end(error.text, error.error)
-        if self.said_goodbye:
-            self._end("the other side has said goodbye")
         if not self.closed:
             self.flush()
             if self.wire.received > self.wire.told and self.ack_timer is None:
@@ -1103,6 +1123,7 @@ class Line:
     def _tick(self):
         wait = self.wire.tick()
         if wait is None:
+            self.silent = True
             self._end("nothing has come for {:.0f} s".format(self.wire.now - self.wire.heard))
             return
         self.timer = self.loop.after(wait, self._tick)
@@ -1313,13 +1334,25 @@ def spawn_in_terminal(argv, limits):
         try:
             os.execvp(argv[0], argv)
         except OSError as error:
-            if error.errno != 8:  # ENOEXEC: a script without #!, which a shell runs itself
+            if error.errno != 8 or not is_text(argv[0]):  # ENOEXEC: a script without #!, which a shell runs itself
                 raise
             os.execv("/bin/sh", ["sh"] + argv)
     except OSError as error:
         os.write(writer, "{} {}".format(error.errno, error.strerror).encode("utf-8", "replace"))
     finally:
         os._exit(127)
+
+
+def is_text(program):
+    """Whether a shell would take a program that the system does not for a script, as they all look for it: by a
+    first line without a zero byte."""
+    folders = [""] if "/" in program else os.get_exec_path()
+    paths = [os.path.join(folder, program) for folder in folders]
+    try:
+        with open(next(path for path in paths if os.access(path, os.X_OK)), "rb") as stream:
+            return b"\0" not in stream.read(80).partition(b"\n")[0]
+    except (OSError, StopIteration):
+        return True  # the shell will say why it cannot be read
 
 
 def set_limits(limits):
@@ -1985,6 +2018,7 @@ LAST_SECONDS = 30.0  # how long a session that is over waits for the near side t
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - local to a machine, and there without a login
 # Exit codes of the bootstrap; 101 and 102 are the shell's.
 NO_PYTHON, OLD_PYTHON, NO_ANSWER, BAD_HELLO, NO_SESSION, ENDED, TERMINAL = range(101, 108)
+UNHEARD, OTHER_SHELL, TAKEN = range(108, 111)
 
 
 def session_name(secret):
@@ -2214,6 +2248,7 @@ class Keeper:
             self.dismiss(self.guest)
         self.loop.cancel(self.timer)
         self.guest, self.timer = guest, None
+        self.used = self.used or not facts.get("new")
         minutes = facts.get("minutes")
         self.minutes = minutes if type(minutes) in (int, float) and minutes >= 0 else self.minutes
         try:
@@ -2228,6 +2263,11 @@ class Keeper:
             return
         source, sink = guest.descriptors
         self.line = Line(self.loop, self.wire, source, sink, self._lost, farewell(self.secret).strip())
+        if not self.used:
+            self.line.read_ahead()
+            if self.line.closed and not self.over:  # nobody has stayed to hear a hello
+                self.loop.cancel(self.timer)
+                self._abandoned()
         self.line.flush()
 
     def left(self, guest):
@@ -2239,16 +2279,17 @@ class Keeper:
             self.dismiss(guest)
 
     def _lost(self, _):
-        self.dismiss(self.guest)
+        self.used = self.used or self.wire.acked > 0
+        unheard = self.line.silent and not self.used  # what is said here does not get there
+        self.dismiss(self.guest, UNHEARD if unheard else 0)
         self.guest = None
-        if self.line.said_goodbye:
+        if self.line.said_goodbye or unheard:
             self._abandoned()
         else:
             self._wait()
 
     def _wait(self):
-        """Wait for the next connection, but not for ever."""
-        self.used = self.used or self.wire.received > 0
+        """Wait for the next connection, but not for ever: long only for who is known to have heard a hello."""
         seconds = 60 * self.minutes if self.used else min(FIRST_SECONDS, 60 * self.minutes)
         self.timer = self.loop.after(seconds, self._abandoned)
 
@@ -2389,16 +2430,24 @@ PYTHONS = (
     " python3.14 python3.13 python3.12 python3.11 python3.10 python3.9 python3.8 python3.7 python3.6"
 )
 
+# What is sent begins with this: a shell that a start-up file runs in the place of ours takes it for its first
+# command, and executes nothing of what follows. (An exit would have csh go on with its next block.)
+OPENING = 'exec /bin/sh -c "exit {}"\n'.format(OTHER_SHELL).encode("ascii")
+HEAD = len(OPENING) + 8
+
 # Neither quotes nor a backslash, a dollar, a backtick, an exclamation mark or a line break: this stands in double
 # quotes in single quotes, in a login shell that may be any. Standard input is read unbuffered, for what follows is
 # the keeper's, and until complete, for reads come up short on slow lines. An exception after that must not start
-# the next Python.
+# the next Python. What it reads begins with OPENING, which is skipped, and a length in eight digits.
 FIRST = (
     "import sys;sys.version_info<(3,6) and sys.exit(102);import os,zlib;sent=bytearray();"
     "sys.excepthook=lambda*a:[sys.__excepthook__(*a),sys.stderr.flush(),os._exit(106)];"
     "r=lambda n:list(iter(lambda:len(sent)<n and [sent.extend(os.read(0,n-len(sent)) or sys.exit(103))],False));"
-    "r(8);n=8+int(sent);r(n);exec(zlib.decompress(sent[8:]))"
+    "r({head});n=sent[{start}:];n.isdigit() or sys.exit({taken});r({head}+int(n));"
+    "exec(zlib.decompress(sent[{head}:]))"
 )
+for name, number in (("{start}", len(OPENING)), ("{head}", HEAD), ("{taken}", TAKEN)):
+    FIRST = FIRST.replace(name, str(number))
 
 # The same beyond a command, which may give it a terminal (srun -u does so for the output, and that one changes
 # nothing), or never say that nobody is there any more. That it is ready is said in a way that an echo of these
@@ -2527,9 +2576,20 @@ def end_others(names):
             control.close()
 
 
+def leads_back(descriptor):
+    """Whether what is written there may reach somebody: it does not in a file, nor where nothing is open."""
+    try:
+        kind = os.fstat(descriptor).st_mode & 0o170000
+    except OSError:
+        return False
+    return kind != 0o100000 and (kind != 0o020000 or os.isatty(descriptor))  # a file, a device
+
+
 def far_main():
     """What a login runs: attach its standard input and output to the session that the near side names."""
     host = socket.gethostname()
+    if not leads_back(1):
+        return UNHEARD
     try:
         facts = read_hello(0, FIRST_SECONDS)
         if facts.get("beyond"):
@@ -2573,18 +2633,29 @@ STAGES = {
     BAD_HELLO: "what was sent to the relay arrived altered, or not at all",
     NO_SESSION: "the session that the relay was asked for is not there",
     ENDED: "the relay was ended over there, or a defect stopped it",
+    UNHEARD: "nothing of what the relay says comes back: a start-up file of the login closes standard output, or"
+    " redirects it; let it do so in interactive logins only",
+    OTHER_SHELL: "a start-up file of the login runs another shell, which got what the relay was sent; let it do so"
+    " in interactive logins only",
+    TAKEN: "a start-up file of the login reads standard input, and got what the relay was sent; let it do so in"
+    " interactive logins only",
 }
 
 
 def sent_source(path=None):
-    """What is sent over standard input first: the upper part of this file, compressed, its length before it."""
+    """What is sent over standard input first: what stops a shell, and the upper part of this file, compressed, its
+    length before it."""
     import zlib
 
     with open(path or __file__, "rb") as stream:
         text = stream.read().replace(b"\r\n", b"\n")  # as git may have it on Windows
     text = text[: text.index(b"- near end\n")]
     packed = zlib.compress(text[: text.rindex(b"\n")] + b"\nsys.exit(far_main())\n", 9)
-    return "{:08d}".format(len(packed)).encode("ascii") + packed
+    return opened(packed)
+
+
+def opened(packed):
+    return OPENING + "{:08d}".format(len(packed)).encode("ascii") + packed
 
 
 # When the pipe at its standard input ends without a word, its launcher is dead. The goodbye that the pipe began
@@ -2644,7 +2715,7 @@ class Near:
     - ``on_lost(text)``: the connection is no more; attach another
     - ``on_elsewhere(text)``: the login has come to another machine than that of the session; attach another
     - ``on_over(text, error)``: the session is no more. ``error`` is None after its last kernel, else GONE,
-      VERSIONS, ALTERED or REFUSED
+      VERSIONS, ALTERED, REFUSED or NOISY
     """
 
     def __init__(self, loop, minutes=60, end=()):
@@ -2663,6 +2734,7 @@ class Near:
         self.unwanted, self.finished = set(), False
         self.count, self.tries, self.host, self.line, self.over = 0, 0, None, None, False
         self.parting = None  # a line on which the last word has still to be said
+        self.echo, self.heard = False, b""  # whether what is sent comes back; the last of what a login prints
         self.source = sent_source()  # once: an update of the file must not reach a session that runs
 
     @property
@@ -2757,12 +2829,19 @@ class Near:
         self.on_attached(facts, again)
 
     def _noise(self, data):
+        if self.echo:
+            return
+        start = self.source[:HEAD]
+        at = (self.heard + data).find(start)
+        if at >= 0:
+            self.echo, data = True, data[: max(0, at - len(self.heard))]
+        self.heard = (self.heard + data)[-len(start) :]
         if data.strip():
             self.on_noise(data.decode("utf-8", "replace"))
 
     def _lost(self, reason):
         line, self.line = self.line, None
-        if reason.error:
+        if reason.error and (reason.error != NOISY or self.host is None):
             self._part_from(line)
             self._is_over(reason.text, reason.error)
         else:
@@ -2845,7 +2924,7 @@ PAUSE_PART, LEAST_PAUSE_SECONDS, PAUSE_SECONDS = 0.1, 0.25, 10
 ANSWER_PART, ANSWER_SECONDS = 0.25, 1.0  # the same for how long a server may take to answer one, at least
 SETTLED_SECONDS = 5  # a connection that lasted longer is tried again at once
 ASKING_SECONDS = 60  # the same for a login that was refused: servers shut out whoever tries too often
-LEAVE_SECONDS = 2.0  # for the last words of a launcher that was told to end
+LEAVE_SECONDS = 2.0  # for the last words of a launcher that was told to end, or gives up
 
 
 class NoForwards:
@@ -3111,6 +3190,11 @@ class Session:
         current = self.launch.current
         if current:
             current.timers.within("gone", self.tunnel.LATE_SECONDS, lambda: current.end(why))
+
+    def give_up(self):
+        """No relay has answered: say goodbye, since one may only be late, and would start a kernel for nobody."""
+        self.near.abandon()
+        self.launch.current.leave(LEAVE_SECONDS, "no relay")
 
     def _over(self, text, error):
         self.reason, self.error = text, error
@@ -3463,6 +3547,7 @@ JOB_CODES = {
     OLD_PYTHON: "the Python 3 where it leads is older than 3.6, which the relay needs",
     NO_ANSWER: "its standard input ended while the relay was being sent; it has to pass standard input on",
     BAD_HELLO: "what was sent through it arrived altered, or not at all",
+    TAKEN: "what was sent through it arrived altered, or not at all",
     ENDED: "what was sent through it arrived altered, or a defect stopped the relay there",
     -14: NO_WAY_BACK,
     142: NO_WAY_BACK,
@@ -3571,11 +3656,19 @@ def launch(tunnel, work, settings, listener=None, path=None):
 
 def no_relay(work, session, facts):
     """One line on a login in which something else ran than the relay."""
-    said = [line.strip() for line in session.noise + facts.aside + facts.printed if line.strip()]
+    said = ["it said nothing"] + [visible(line) for line in session.noise + facts.aside + facts.printed]
+    last = [line for line in said if line][-1][:200]
+    if session.near.echo:
+        last = "which sends back what it is sent, as cat does; it may be a command in authorized_keys"
     host = work.request.destination.host
     return "the login ran, but no relay: a start-up file or the server runs something else ({}); see {}".format(
-        (["it said nothing"] + said)[-1][:200], "what `ssh {} 'exec /bin/sh -c true'` says".format(host)
+        last, "what `ssh {} 'exec /bin/sh -c true'` says".format(host)
     )
+
+
+def visible(line):
+    """What a login has printed, without what would move the cursor of who reads it."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in line).split())
 
 
 def verdict(tunnel, work, session, last, outcome):

@@ -794,6 +794,124 @@ def test_a_server_that_runs_something_else_is_told_as_such(request, desk, line):
     assert "the kernel" not in errors
 
 
+@pytest.fixture
+def start_up(machine):
+    """Gives john start-up files for the time of a test."""
+    names = []
+
+    def write(text, name=".bashrc"):
+        names.append(machine.write("home/" + name, text + "\n"))
+
+    yield write
+    for name in names:
+        os.unlink(name)
+
+
+SLOW = "touch ~/slow; while [ -e ~/slow ]; do sleep 0.05; done"
+
+
+@pytest.mark.parametrize("how", ["gives up", "loses its client"])
+@pytest.mark.parametrize("argument", ["--relay", "--via=nice"])
+def test_a_launch_that_fails_during_a_slow_login_starts_no_kernel_afterwards(
+    desk, machine, start_up, argument, how
+):
+    alter(desk, RELAY_SECONDS=0.5 if how == "gives up" else 60)
+    start_up(SLOW)
+    before, flag = machine.kernel_starts(), machine.path("home", "slow")
+    end = desk.launch(machine, "callback", argument)
+    rig.wait_until(lambda: os.path.exists(flag), 15, "the login")
+    try:
+        if how == "loses its client":
+            logged(desk, "Sending command: ")
+            time.sleep(0.2)  # for what has been sent to get there
+            kill_client(desk, machine)
+        code, errors = end.wait(20)
+        assert code != 0 and errors.count("\n") == 1
+        assert machine.sessions(), "the login still is at its start-up file"
+    finally:
+        os.unlink(flag)
+    rig.wait_until(lambda: not machine.sessions(), 15, "the end of the login")
+    assert machine.kernel_starts() == before
+    forget(desk)  # whether the goodbye has got there is not known here
+
+
+@pytest.mark.parametrize("client", ["ssh", "plink"])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("exec zsh", "runs another shell"),
+        ("exec csh", "runs another shell"),
+        ("read -r word", "reads standard input"),
+        ("exec 1>&-", "closes standard output, or redirects it"),
+        ("exec >/dev/null 2>&1", "closes standard output, or redirects it"),
+        ("exec >~/all 2>&1", "closes standard output, or redirects it"),
+        ("head -c 1100000 /dev/zero | tr '\\0' x", "the login prints without end"),
+    ],
+)
+def test_a_start_up_file_that_is_in_the_way_is_named(desk, machine, start_up, client, text, words):
+    start_up("", ".zshrc")
+    start_up(text)
+    before = machine.kernel_starts()
+    end = desk.launch(machine, "callback", "--relay", client=client)
+    code, errors = end.wait(20)
+    assert code == 255 and words in errors and errors.count("\n") == 1
+    log = desk.logs()[0]
+    for wrong in ("Traceback", "not found", "Killed by"):
+        assert wrong not in log
+    rig.wait_until(lambda: not machine.sessions(), 15, "the end of the login")
+    assert machine.kernel_starts() == before or "without end" in words, "that login may have begun to listen again"
+    forget(desk)
+
+
+@pytest.mark.parametrize("client", ["ssh", "plink"])
+@pytest.mark.parametrize(
+    "constant, words",
+    [
+        ("DEAD_SECONDS", "closes standard output, or redirects it"),
+        ("RELAY_SECONDS", "the login ran, but no relay"),
+    ],
+    ids=["the relay hears nothing", "the launcher gives up"],
+)
+def test_what_the_relay_says_that_leads_nowhere_ends_the_kernel(desk, machine, start_up, client, constant, words):
+    alter(desk, **{constant: 1.5})
+    start_up("exec > >(cat >/dev/null)")
+    before = machine.kernel_starts()
+    end = desk.launch(machine, "callback", "--relay", client=client)
+    code, errors = end.wait(20)
+    assert machine.kernel_starts() == before + 1
+    assert code == 255 and words in errors and errors.count("\n") == 1
+    assert "Killed by" not in errors
+    rig.wait_until(lambda: not machine.sessions(), 15, "the end of kernel and relay")
+    forget(desk)
+
+
+def test_a_server_that_sends_back_what_it_is_sent_is_told_as_such(request, desk):
+    own = make_machine(request, sshd_options=["ForceCommand cat"] + SERVER)
+    alter(desk, RELAY_SECONDS=0.5)
+    end = desk.launch(own, "callback", "--relay")
+    code, errors = end.wait(20)
+    assert code == 255 and "the server runs something else (which sends back what it is sent" in errors
+    assert '"do"' not in desk.logs()[0] and "session" not in errors
+    forget(desk)
+    nothing_left(desk, own)
+
+
+def test_what_a_login_prints_moves_no_cursor(request, desk):
+    own = make_machine(request, sshd_options=["ForceCommand printf 'a\\033[2Jb\\tc\\n'"] + SERVER)
+    code, errors = desk.launch(own, "callback", "--relay").wait(20)
+    assert code == 255 and "(a [2Jb c)" in errors
+    nothing_left(desk, own)
+
+
+def test_a_program_of_another_architecture_cannot_be_executed(desk, machine):
+    path = machine.path("WolframKernel")
+    with open(path, "wb") as stream:
+        stream.write(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x02\0\xb7\0\1\0\0\0" + bytes(40))
+    os.chmod(path, 0o755)
+    code, errors = desk.launch(machine, "callback", "--relay", kernel=path).wait(20)
+    assert code == 126 and "cannot be executed" in errors
+
+
 def test_a_refused_login_is_explained_as_without_a_relay(desk, machine):
     end = desk.launch(machine, "callback", "--relay", env={"TUNNEL_SSH": machine.make_keyless_ssh()})
     code, errors = end.wait(10)

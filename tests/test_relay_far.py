@@ -118,10 +118,10 @@ def altered_source(old, new):
     plain = relay.sent_source
 
     def sent():
-        text = zlib.decompress(plain()[8:]).decode("utf-8")
+        text = zlib.decompress(plain()[relay.HEAD :]).decode("utf-8")
         assert old in text
         packed = zlib.compress(text.replace(old, new).encode("utf-8"))
-        return "{:08d}".format(len(packed)).encode("ascii") + packed
+        return relay.opened(packed)
 
     return sent
 
@@ -154,6 +154,22 @@ def test_a_path_that_cannot_be_run_is_told_as_a_shell_does(machine):
             kernel = launcher.start(path, listen=2)
             launcher.wait(lambda kernel=kernel: kernel.code is not None, "the verdict")
             assert (kernel.code, kernel.started) == (code, False) and text in kernel.text
+        over(launcher, machine)
+
+
+@pytest.mark.parametrize(
+    "start", [b"\x7fELF\x02\x01\x01\0", b"\xcf\xfa\xed\xfe\x0c\0\0\1", b"\xca\xfe\xba\xbe\0\0\0\2"]
+)
+def test_a_program_of_another_machine_is_not_taken_for_a_script(machine, start):
+    path = machine.write("bin/other", "", 0o755)
+    with open(path, "wb") as stream:
+        stream.write(start + bytes(100))
+    with Launcher(machine) as launcher:
+        launcher.call(lambda: launcher.near.linger(60))
+        for name in (path, "other"):
+            kernel = launcher.start(name)
+            launcher.wait(lambda kernel=kernel: kernel.code is not None, "the verdict")
+            assert kernel.code == 126 and "other: Exec format error" in kernel.text
         over(launcher, machine)
 
 
@@ -762,7 +778,91 @@ def test_a_source_that_is_cut_short_or_altered_is_told(machine):
     mangled[len(source) // 2] ^= 1
     code, _, errors = ends_with(machine, relay.bootstrap_command(), bytes(mangled))
     assert code == 106 and "zlib" in errors
-    assert ends_with(machine, relay.bootstrap_command(), b"!" + source)[0] == 106
+
+
+@pytest.mark.parametrize(
+    "start", ["read -r a", "read -r a; read -r b", "head -c 1 >/dev/null", "head -c 26 >/dev/null"]
+)
+def test_a_login_that_has_read_the_beginning_is_told(machine, start):
+    command = "{}; {}".format(start, relay.bootstrap_command())
+    code, out, errors = ends_with(machine, command, relay.sent_source() + b"more", "/bin/bash")
+    assert (code, out, errors) == (relay.TAKEN, b"", "")
+    assert "reads standard input" in relay.explain_start(code, "")
+
+
+@pytest.mark.parametrize("shell", SHELLS + ["/usr/bin/ksh", "/bin/bash -i", "/usr/bin/zsh -i", "/bin/tcsh -i"])
+def test_another_shell_in_place_of_the_login_shell_executes_nothing(machine, shell):
+    """Its standard input stays open, as in a login. A fish reads all of it first, and then executes nothing of
+    what it cannot read to its end."""
+    if not os.path.exists(shell.split()[0]):
+        pytest.skip("no {} here".format(shell))
+    login = machine.login("exec " + shell)
+    os.write(login.stdin, relay.sent_source())
+    if "fish" in shell:
+        login.process.stdin.close()
+        assert login.process.wait(20) in (127, relay.OTHER_SHELL)
+    else:
+        assert login.process.wait(20) == relay.OTHER_SHELL
+    errors = login.errors()
+    assert "not found" not in errors and "Unknown" not in errors
+    assert "runs another shell" in relay.explain_start(relay.OTHER_SHELL, "")
+
+
+@pytest.mark.parametrize("where", [">&-", ">/dev/null", ">all"])
+def test_a_login_whose_output_leads_nowhere_starts_nothing(machine, where):
+    for shell in ("/bin/sh", "/bin/bash"):
+        code, _, errors = ends_with(
+            machine, "exec {}; {}".format(where, relay.bootstrap_command()), first_words(machine), shell
+        )
+        assert (code, errors) == (relay.UNHEARD, "")
+        assert "standard output" in relay.explain_start(code, "")
+    machine.no_process()
+
+
+def first_words(machine, goodbye=False):
+    """What a near end sends that has a kernel started at once, a shell script that leaves a mark."""
+    near = relay.Near(relay.Loop())
+    name = "relay-" + relay.session_name(near.secret)
+    machine.names += [os.path.join(folder, name) for folder in relay.folders()]
+    near.start([machine.script("touch ~/started; sleep 60\n", python=False)], 0)
+    near.wire.attach({"session": near.secret, "new": True, "minutes": 60}, before=near.source, fresh=True)
+    data = b""
+    while near.wire.pull():
+        chunk = b"".join(near.wire.pull())
+        near.wire.wrote(len(chunk))
+        data += chunk
+    return data + (near.farewell if goodbye else b"")
+
+
+@pytest.mark.parametrize("goodbye", [False, True])
+def test_who_has_gone_before_the_relay_came_up_gets_no_kernel(machine, goodbye):
+    login = machine.login("while [ ! -e ~/go ]; do sleep 0.05; done; " + relay.bootstrap_command())
+    os.write(login.stdin, first_words(machine, goodbye))
+    if not goodbye:
+        login.process.stdin.close()
+    machine.write("go", "")
+    assert login.process.wait(20) == 0
+    machine.no_process()
+    assert not os.path.exists(machine.path("started"))
+
+
+def test_a_kernel_whose_launcher_hears_nothing_of_it_is_ended(machine, monkeypatch):
+    monkeypatch.setattr(relay, "sent_source", altered_source("DEAD_SECONDS = 19.5", "DEAD_SECONDS = 1.0"))
+    command = "set -o pipefail; ({}) | cat >/dev/null".format(relay.bootstrap_command())
+    login = machine.login(command, "/bin/bash")
+    os.write(login.stdin, first_words(machine))
+    rig.wait_until(lambda: os.path.exists(machine.path("started")), 20, "the kernel")
+    assert login.process.wait(20) == relay.UNHEARD
+    machine.no_process()
+
+
+def test_a_session_that_was_never_acknowledged_waits_a_minute_at_most(machine, monkeypatch):
+    monkeypatch.setattr(relay, "sent_source", altered_source("FIRST_SECONDS = 60.0", "FIRST_SECONDS = 1.0"))
+    login = machine.login()
+    os.write(login.stdin, first_words(machine))
+    rig.wait_until(lambda: os.path.exists(machine.path("started")), 20, "the kernel")
+    login.process.stdin.close()
+    machine.no_process()
 
 
 def test_a_file_with_line_ends_of_windows_is_sent_all_the_same(tmp_path):
@@ -809,9 +909,11 @@ def test_a_source_of_another_version_is_refused(machine):
         waiting_kernel(launcher, machine)
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
-        source = zlib.decompress(launcher.near.source[8:]).replace(b"\nPROTOCOL = 1\n", b"\nPROTOCOL = 2\n")
+        source = zlib.decompress(launcher.near.source[relay.HEAD :]).replace(
+            b"\nPROTOCOL = 1\n", b"\nPROTOCOL = 2\n"
+        )
         packed = zlib.compress(source)
-        launcher.near.source = "{:08d}".format(len(packed)).encode() + packed
+        launcher.near.source = relay.opened(packed)
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")
         assert launcher.over[1] == relay.VERSIONS and "\n" not in launcher.over[0]
@@ -825,9 +927,11 @@ def test_a_keeper_of_another_version_refuses_and_says_so(machine, monkeypatch):
         waiting_kernel(launcher, machine)
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
-        source = zlib.decompress(launcher.near.source[8:]).replace(b"\nPROTOCOL = 1\n", b"\nPROTOCOL = 2\n")
+        source = zlib.decompress(launcher.near.source[relay.HEAD :]).replace(
+            b"\nPROTOCOL = 1\n", b"\nPROTOCOL = 2\n"
+        )
         packed = zlib.compress(source)
-        launcher.near.source = "{:08d}".format(len(packed)).encode() + packed
+        launcher.near.source = relay.opened(packed)
         monkeypatch.setattr(relay, "PROTOCOL", 2)  # this launcher is newer than the keeper that it started
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")

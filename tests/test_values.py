@@ -130,11 +130,17 @@ def test_what_a_kernel_path_says(path, version, switch, links):
     assert (kernel.version, kernel.switch, kernel.links) == (version, switch, links)
 
 
-@pytest.mark.parametrize("path", ["", " ", "/a\nb", "C:\\%ProgramFiles%\\math.exe", 'C:\\a"b\\math.exe'])
+@pytest.mark.parametrize(
+    "path", ["", " ", "/a\nb", "C:\\%ProgramFiles%\\math.exe", 'C:\\a"b\\math.exe', "/" * 4097]
+)
 def test_bad_kernel_paths(path):
     with pytest.raises(Fatal) as caught:
         Kernel(path)
-    assert caught.value.text.startswith("kernel_path: ")
+    assert caught.value.text.startswith("kernel_path: ") and len(caught.value.text) < 200
+
+
+def test_a_kernel_path_may_be_as_long_as_systems_take_it():
+    assert Kernel("/" * 4096).path == "/" * 4096
 
 
 SHELLS = ("sh", "bash", "dash", "zsh", "csh", "tcsh", "fish")  # what tests/run.py installs
