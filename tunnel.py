@@ -1513,7 +1513,7 @@ def say(text):
     """One line for whoever looks; a front end shows it to nobody."""
     if sys.stderr:
         try:
-            sys.stderr.write("tunnel: {}\n".format(text))
+            sys.stderr.write("tunnel: {}\n".format(visible(text)))
             sys.stderr.flush()
         except OSError:
             pass  # whoever was to read it has gone
@@ -1632,6 +1632,15 @@ class Log:
         try:
             self._open(os.path.join(private_folder(environ), "Logs"), day, name)
             say("no log can be written below {} ({}): it is {}".format(folder, reason, self.path))
+def visible(text):
+    """A text without control characters, line breaks apart: others may have put some into it."""
+    if text.isprintable():
+        return text
+    table = {code: "\\x{:02x}".format(code) for code in range(160) if code < 32 or code > 126}
+    table.update({9: " ", 10: "\n"})
+    return text.translate(table)
+
+
         except OSError as error:
             say("no log can be written ({}; {})".format(reason, error.strerror or error))
 
@@ -1668,7 +1677,7 @@ class Log:
         """Write a line. A full disk ends the log, not the launch."""
         if self.descriptor is None:
             return
-        line = "{} {}\n".format(time.strftime("%H:%M:%S"), text)
+        line = "{} {}\n".format(time.strftime("%H:%M:%S"), visible(text))
         try:
             os.write(self.descriptor, line.encode("utf-8", "surrogateescape"))
         except OSError as error:
@@ -4171,8 +4180,7 @@ def line_for(error):
     if getattr(error, "errno", None) in TOO_MANY_FILES or "Too many open files" in str(error):
         return EX_UNAVAILABLE, "too many open files: a launch needs about 40; raise the limit (ulimit -n)"
     if getattr(error, "errno", None) in NO_ROOM:
-        place = " below {}".format(error.filename) if error.filename else ""
-        return EX_UNAVAILABLE, "no room is left{}: {}".format(place, error.strerror)
+        return EX_UNAVAILABLE, "no room is left below {}: {}".format(place_of(error), error.strerror)
     if isinstance(error, MemoryError):
         return EX_UNAVAILABLE, "there is not enough memory: raise the limit (ulimit -v)"
     return EX_SOFTWARE, DEFECT.format(" ({})".format(type(error).__name__))
@@ -4309,6 +4317,14 @@ def detach_on_windows(path, argv):
     go through a pipe, since others may read those of a process."""
     import json
     import subprocess
+def place_of(error):
+    """The file that an error is about; where it names none it is one of those that are made for a while."""
+    try:
+        return error.filename or private_folder(os.environ)
+    except OSError as other:
+        return other.filename or "the temporary folder"
+
+
 
     child = subprocess.Popen(
         [sys.executable, "-Es", path],

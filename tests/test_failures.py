@@ -447,3 +447,9 @@ def test_the_relay_is_found_beside_the_launcher(desk, machine):
     ]
     done = rig.run(*argv, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
+    def fail_without_a_name():  # as mkfifo and write do
+        raise OSError(number, os.strerror(number))
+
+    line = "no room is left below {}: ".format(tunnel.private_folder(os.environ)) + os.strerror(number)
+    assert tunnel.guarded(fail_without_a_name) == (69, line)
+

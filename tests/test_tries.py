@@ -1774,6 +1774,24 @@ def test_a_damaged_file_stops_no_launch_on_a_shared_connection(memory, key):
     memory.change(connections._choose)
     assert connections.number == 0
     connections.refused()
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("plain \u00e4 \udcff", "plain \u00e4 \udcff"),
+        ("a\x05b\x14\x1a\x7f", "a\\x05b\\x14\\x1a\\x7f"),
+        ("\x1b[31mred\x9b0m", "\\x1b[31mred\\x9b0m"),
+        ("a\tb\rc", "a b\\x0dc"),
+        ("one\ntwo", "one\ntwo"),
+    ],
+)
+def test_what_others_say_brings_no_control_characters_into_a_line(text, shown, log, capsys):
+    assert tunnel.visible(text) == shown
+    log.write(text)
+    assert text_of(log).partition(b" ")[2] == shown.encode("utf-8", "surrogateescape") + b"\n"
+    tunnel.say(text.replace("\udcff", ""))
+    assert capsys.readouterr().err == "tunnel: {}\n".format(shown.replace("\udcff", ""))
+
+
     connections.release()
     assert key not in memory.read()
 
