@@ -3569,9 +3569,13 @@ def launch(tunnel, work, settings, listener=None, path=None):
             each.close()
 
 
-def no_relay(work, session, facts):
+def no_relay(tunnel, work, session, facts):
     """One line on a login in which something else ran than the relay."""
     said = [line.strip() for line in session.noise + facts.aside + facts.printed if line.strip()]
+    words = tunnel.words_for(work, facts, None, work.request)
+    found = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES, said + facts.said, words)
+    if found:
+        return found
     host = work.request.destination.host
     return "the login ran, but no relay: a start-up file or the server runs something else ({}); see {}".format(
         (["it said nothing"] + said)[-1][:200], "what `ssh {} 'exec /bin/sh -c true'` says".format(host)
@@ -3595,7 +3599,7 @@ def verdict(tunnel, work, session, last, outcome):
         facts, settings = last
         text = explain_start(facts.code, "\n".join(session.noise + facts.aside + facts.printed))
         if facts.stage == tunnel.STARTED and facts.stopped_by in (None, "no relay"):
-            raise tunnel.Fatal(tried + (text or no_relay(work, session, facts)), 255)
+            raise tunnel.Fatal(tried + (text or no_relay(tunnel, work, session, facts)), 255)
         raise tunnel.Fatal(tunnel.explain(work, facts, settings), tunnel.verdict(work.dialect, facts))
     if session.silent:
         facts = tunnel.Facts()

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -12,7 +13,7 @@ import frontend
 import pytest
 import rig
 from conftest import make_machine
-from launches import key_lines, launched, log_of, nothing_else, patched, server_of, set_times
+from launches import ends_with, key_lines, launched, log_of, nothing_else, patched, server_of, set_times
 
 import tunnel
 
@@ -415,6 +416,12 @@ def test_what_the_system_does_not_give_is_no_defect(number):
 
     assert tunnel.guarded(fail) == (69, "no room is left below /run/x: " + os.strerror(number))
 
+    def fail_without_a_name():  # as mkfifo and write do
+        raise OSError(number, os.strerror(number))
+
+    line = "no room is left below {}: ".format(tunnel.private_folder(os.environ)) + os.strerror(number)
+    assert tunnel.guarded(fail_without_a_name) == (69, line)
+
 
 def test_no_further_process_is_no_defect(monkeypatch):
     def fail():
@@ -447,9 +454,3 @@ def test_the_relay_is_found_beside_the_launcher(desk, machine):
     ]
     done = rig.run(*argv, env=environ)
     assert (done.returncode, done.stderr) == (0, "")
-    def fail_without_a_name():  # as mkfifo and write do
-        raise OSError(number, os.strerror(number))
-
-    line = "no room is left below {}: ".format(tunnel.private_folder(os.environ)) + os.strerror(number)
-    assert tunnel.guarded(fail_without_a_name) == (69, line)
-
