@@ -629,7 +629,7 @@ class OpenSSH:
         Form("channel *: open failed: connect failed: open failed", "no session", (LOGGED_IN,)),
         Form("channel *: open failed: administratively prohibited: *", "no opening", (STARTED,)),
         Form("debug1: client_input_channel_req: channel * rtype exit-status reply *", "ended", (STARTED,)),
-        Form("debug1: client_input_channel_req: channel * rtype exit-signal reply *", "ended", (STARTED,)),
+        Form("debug1: client_input_channel_req: channel * rtype exit-signal reply *", "signal", (STARTED,)),
         Form("debug1: Exit status *", "status", (STARTED,)),
     )
     # The same for what stands on stderr besides: a jump host's client, before the session.
@@ -750,8 +750,8 @@ class Plink:
         Form("Forwarded connection refused by remote: Administratively prohibited*", "no opening", (STARTED,)),
         Form("Session sent command exit status *", "status", (STARTED,)),
         Form("Server sent command exit status *", "status", (STARTED,)),  # up to 0.70
-        Form("Session exited on *", "ended", (STARTED,)),  # a signal
-        Form("Server exited on signal *", "ended", (STARTED,)),
+        Form("Session exited on *", "signal", (STARTED,)),
+        Form("Server exited on signal *", "signal", (STARTED,)),
         Form("Main session channel closed", "ended", (STARTED,)),
         Form("Remote port forwarding from *:* refused*", "port", BEFORE_START),
         Form("Local port *:* forwarding to * failed: *", "port", BEFORE_START),
@@ -1401,6 +1401,15 @@ KERNEL_CODES = {
     127: ("there is no kernel {kernel} on {host}", "check the path with: {by_hand}"),
     126: ("{kernel} on {host} cannot be executed", "check the path and its permissions with: {by_hand}"),
 }
+# The same for a script at the kernel's path that ends in that way itself, or that nothing here can run; the path
+# stands before what it, or a shell, says of it.
+SCRIPT_DIAGNOSES = (
+    (
+        r".*{}: (?:(?:line )?\d+: .*|.*\bbad interpreter\b.*|.*\brequired file not found)",
+        "{kernel} on {host} could not start the kernel: {found}",
+        "run it by hand: {by_hand}",
+    ),
+)
 LIBRARY_DIAGNOSES = (
     (
         r".*(?:error while loading shared libraries|symbol lookup error|version `\S+' not found).*"
@@ -1524,8 +1533,7 @@ NOT_CALLED_BACK = "the kernel has not called back within {} s; run it by hand: {
 def explain_kernel(facts, words):
     """What became of a kernel that had been started; None where none had."""
     if facts.stopped_by == "no kernel":
-        text = "the kernel has not called back within {} s; run it by hand: {by_hand}"
-        return text.format(CALLBACK_SECONDS, **words)
+        return NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words)
     if facts.obstacle in EXPLAINED or facts.stage < STARTED:
         return None
     if facts.stopped_by == "links held" and facts.connected:
@@ -1540,18 +1548,39 @@ def explain_kernel(facts, words):
             last = "the client was ended by signal {}".format(facts.code - 128)
         return "the connection was lost ({}); the kernel is hung up on when the server notices".format(last)
     code = facts.kernel_code
+    if facts.signal:
+        text = "the kernel {kernel} was ended {} before it called back; run it by hand: {by_hand}"
+        return text.format(BY_SIGNAL, **words)
+    path = words["kernel"]  # which may hold any words
     found = diagnose(LIBRARY_DIAGNOSES, facts.printed, words, any_case=True) if code else None
     if code in KERNEL_CODES:
+        found = found or diagnose(of_script(path), facts.printed[::-1], words)
         found = found or "; ".join(KERNEL_CODES[code]).format(**words)
-    path = words["kernel"]  # which may hold any words
     about = [line for line in facts.printed if path in line or "\\" in path]  # cmd.exe does not name it
     about = [line.replace(path, "") for line in about if code in (None, 1, 9009)]
     printed = [line.replace(path, "") for line in facts.printed]
     found = found or diagnose(SHELL_DIAGNOSES, about, words, any_case=True)
     found = found or diagnose(LICENCE_DIAGNOSES, printed, words, any_case=True)
-    ending = ", with exit code {}".format(code) if code is not None else ""
+    last = last_of(facts.printed)
+    how = (", " + ending(facts, code) if code is not None else "") + (" ({})".format(last) if last else "")
     text = "the kernel {kernel} ended before it called back{}; run it by hand: {by_hand}"
-    return found or text.format(ending, **words)
+    return found or text.format(how, **words)
+
+
+def ending(facts, code):
+    """How a kernel has ended, as far as that is known. A client that shares a connection hears of no signal."""
+    if facts.signal:
+        return BY_SIGNAL
+    return "with exit code {}".format(code) + (", or " + BY_SIGNAL if facts.shared and code == 255 else "")
+
+
+def of_script(path):
+    """SCRIPT_DIAGNOSES for a kernel's path, of which the shell may have put the beginning in place."""
+    import re
+
+    for start in ("~", "$HOME"):
+        path = path[len(start) :] if path.startswith(start + "/") else path
+    return [(row[0].replace("{}", re.escape(path)),) + row[1:] for row in SCRIPT_DIAGNOSES]
 
 
 SECOND_FACTOR = " a second factor log in by hand and share that connection (ControlMaster of OpenSSH)"
@@ -3599,7 +3628,8 @@ class Try:
 
     def _no_connection(self):
         if not self.facts.connected:
-            self.log.write("the kernel has not called back within {} s".format(CALLBACK_SECONDS))
+            words = words_for(self.launch, self.facts, self.settings, self.launch.request)
+            self.log.write(NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words))
         if self.launch.check and self.session:
             self.facts.stopped_by = "no kernel"
             self.session.leave()
@@ -4117,7 +4147,10 @@ class Launch:
             self.log.write("the front end has closed the main link: the kernel has been hung up on")
             return code
         if facts.kernel_ended and facts.connected and facts.kernel_code is not None:
-            self.log.write("the kernel has ended after {:.0f} s with exit code {}".format(self.seconds, code))
+            text = "the kernel has ended after {:.0f} s {}"
+            if facts.signal:
+                text = "the kernel was ended {1} after {0:.0f} s"
+            self.log.write(text.format(self.seconds, ending(facts, code)))
             return code
         text = explain(self, facts, settings)
         if self.request.role is COMPUTE and self.teller.told and not facts.connected:

@@ -153,7 +153,7 @@ SSH_LINES = [
     ('debug1: Sending command: "/opt/14.1/math" -wstp', "session", (LOGGED_IN,), ['"/opt/14.1/math" -wstp']),
     ("PTY allocation request failed on channel 0", "no terminal", ALWAYS, ["0"]),
     ("debug1: client_input_channel_req: channel 2 rtype exit-status reply 0", "ended", (STARTED,), ["2", "0"]),
-    ("debug1: client_input_channel_req: channel 0 rtype exit-signal reply 0", "ended", (STARTED,), None),
+    ("debug1: client_input_channel_req: channel 0 rtype exit-signal reply 0", "signal", (STARTED,), None),
     ("debug1: Exit status 0", "status", (STARTED,), ["0"]),
     ("debug1: Exit status -1", "status", (STARTED,), ["-1"]),
     ("channel 0: open failed: administratively prohibited: open failed", "no session", (LOGGED_IN,), None),
@@ -179,9 +179,9 @@ PLINK_LINES = [
     ("Server refused to allocate pty", "told no terminal", (LOGGED_IN,), []),
     ("Session sent command exit status 7", "status", (STARTED,), ["7"]),
     ("Server sent command exit status 7", "status", (STARTED,), ["7"]),
-    ("Session exited on signal SIGTERM", "ended", (STARTED,), None),
-    ('Session exited on unrecognised signal "KILL" (core dumped)', "ended", (STARTED,), None),
-    ('Server exited on signal "TERM"', "ended", (STARTED,), None),
+    ("Session exited on signal SIGTERM", "signal", (STARTED,), None),
+    ('Session exited on unrecognised signal "KILL" (core dumped)', "signal", (STARTED,), None),
+    ('Server exited on signal "TERM"', "signal", (STARTED,), None),
     ("Main session channel closed", "ended", (STARTED,), []),
     ("Remote port forwarding from 127.0.0.1:53994 refused", "port", BEFORE_START, ["127.0.0.1", "53994", ""]),
     (
@@ -1570,10 +1570,56 @@ PATH = "/opt/licensed/14.1/WolframKernel"
         (
             3,
             ["Segmentation fault"],
-            "the kernel {} ended before it called back, with exit code 3; run it by hand: ssh ",
+            "the kernel {} ended before it called back, with exit code 3 (Segmentation fault); run it by hand: ",
         ),
+        (
+            1,
+            ["This account is currently not available.", "Connection to host closed.", "", "---"],
+            "the kernel {} ended before it called back, with exit code 1 (This account is currently not",
+        ),
+        (
+            127,
+            [
+                "/etc/profile.d/modules.sh: line 7: tclsh: command not found",
+                PATH + ": line 2: module: command not found",
+                PATH + ": line 3: exec: WolframKernel: not found",
+                "Connection to 192.0.2.7 closed.",
+            ],
+            "{0} on host could not start the kernel: {0}: line 3: exec: WolframKernel: not found; run it by ",
+        ),
+        (
+            127,
+            [PATH + ": 3: exec: WolframKernel: not found"],  # dash
+            "{0} on host could not start the kernel: {0}: 3: exec: WolframKernel: not found; run it by hand: ",
+        ),
+        (
+            126,
+            [PATH + ": line 3: /opt/math: Permission denied"],
+            "{0} on host could not start the kernel: {0}: line 3: /opt/math: Permission denied; run it by hand: ",
+        ),
+        (
+            126,
+            ["bash: line 1: " + PATH + ": /bin/sh^M: bad interpreter: No such file or directory"],
+            "{0} on host could not start the kernel: bash: line 1: {0}: /bin/sh^M: bad interpreter: No such file",
+        ),
+        (
+            127,
+            ["bash: line 1: " + PATH + ": cannot execute: required file not found"],
+            "{0} on host could not start the kernel: bash: line 1: {0}: cannot execute: required file not found; ",
+        ),
+        (
+            127,
+            ["zsh:1: " + PATH + ": bad interpreter: /no/sh: no such file or directory"],
+            "{0} on host could not start the kernel: zsh:1: {0}: bad interpreter: /no/sh: no such file",
+        ),
+        (127, ["sh: 1: " + PATH + ": not found"], "there is no kernel"),
+        (127, ["/etc/bash.bashrc: line 3: required file not found"], "there is no kernel"),
         (0, [], "the kernel {} ended before it called back, with exit code 0; run it by hand: ssh "),
-        (3, ["a licenseless kernel"], "the kernel {} ended before it called back, with exit code 3"),
+        (
+            3,
+            ["a licenseless kernel"],
+            "the kernel {} ended before it called back, with exit code 3 (a licenseless",
+        ),
     ],
 )
 def test_a_kernel_that_ended_before_it_called_back_is_explained(status, printed, reason):
@@ -1581,6 +1627,30 @@ def test_a_kernel_that_ended_before_it_called_back_is_explained(status, printed,
         stage=STARTED, ended=True, status=status, printed=printed
     )
     assert text.startswith(reason.format(PATH))
+
+
+@pytest.mark.parametrize("path", ["~/bin/WolframKernel", "$HOME/bin/WolframKernel", "bin/WolframKernel"])
+def test_a_script_is_known_by_its_path_as_the_shell_writes_it(path):
+    said = "/home/john/bin/WolframKernel: line 3: exec: math: not found"
+    text = Case(OpenSSH, "host", path, LINK).explain(stage=STARTED, ended=True, status=127, printed=[said])
+    assert text.startswith("{} on host could not start the kernel: {}; ".format(path, said))
+
+
+def test_a_kernel_that_a_signal_ended_before_it_called_back_is_told():
+    """A client has no code for that but the one of its own failures."""
+    ended = "debug1: client_input_channel_req: channel 0 rtype exit-signal reply 0"
+    facts = facts_of(*(SESSION + [ended, "debug1: Exit status -1"]))
+    assert (facts.ended, facts.signal, facts.status) == (True, True, None)
+    assert not facts_of(*(SESSION + [ended.replace("signal", "status"), "debug1: Exit status 9"])).signal
+    for code in (255, 127):
+        text = Case(OpenSSH).explain(stage=STARTED, ended=True, signal=True, code=code, printed=["no licence"])
+        start = "the kernel {} was ended by a signal (out of memory?) before it called back; run it by hand: "
+        assert text.startswith(start.format(KERNEL))
+    # A client that shares a connection has the same code for a kernel that ends with 255 by itself.
+    text = Case(OpenSSH).explain(stage=STARTED, ended=True, shared=True, code=255)
+    assert ", with exit code 255, or by a signal (out of memory?); run it by hand: " in text
+    facts = facts_of(*(PLINK_SESSION + ['Session exited on unrecognised signal "KILL"']), dialect=Plink)
+    assert (facts.ended, facts.signal) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -1663,14 +1733,28 @@ def test_what_became_of_a_kernel_that_had_been_started():
     held = case.explain(stage=STARTED, connected=False, ended=True, stopped_by="links held", killed=True)
     assert held.startswith("the kernel {} ended before it called back; ".format(KERNEL))
     never = case.explain(stage=STARTED, stopped_by="no kernel", killed=True)
-    assert never.startswith("the kernel has not called back within 120 s; run it by hand: ssh ")
+    assert never.startswith("the kernel has not called back within 120 s; run it by hand: ssh -l john -tt host ")
+    assert never.endswith("; a start-up file there may start another shell where there is a terminal: try --relay")
+    never = case.explain(settings(terminal=False), stage=STARTED, stopped_by="no kernel", killed=True)
+    assert never.startswith("the kernel has not called back within 120 s; run it by hand: ssh -l john host ")
+    assert "start-up file" not in never
+    relayed = Case(OpenSSH, "--relay", "john@host", KERNEL, LINK)
+    assert relayed.explain(stage=STARTED, stopped_by="no kernel").endswith(KERNEL + "\"'")
     unknown = case.explain(stage=STARTED, ended=True, killed=True)
     assert ", with exit code" not in unknown
     assert unknown.startswith("the kernel {} ended before it called back; ".format(KERNEL))
 
 
 @pytest.mark.parametrize(
-    "table", [tunnel.DIAGNOSES, tunnel.JUMP_DIAGNOSES, tunnel.LICENCE_DIAGNOSES, tunnel.SHELL_DIAGNOSES]
+    "table",
+    [
+        tunnel.DIAGNOSES,
+        tunnel.JUMP_DIAGNOSES,
+        tunnel.ACCOUNT_DIAGNOSES,
+        tunnel.SCRIPT_DIAGNOSES,
+        tunnel.LICENCE_DIAGNOSES,
+        tunnel.SHELL_DIAGNOSES,
+    ],
 )
 def test_every_row_of_the_diagnoses_can_be_formatted(table):
     words = {name: name for name in WORDS}
