@@ -373,6 +373,24 @@ def test_what_a_login_says_that_runs_no_kernel_is_told(desk, serve):
 
 
 @clients
+def test_a_start_up_file_that_replaces_the_shell_on_a_terminal_shows_in_the_advice(desk, machine, client):
+    """`ssh host command` works then, and with a terminal, as a launch has one, the command never runs."""
+    machine.client(client)
+    start_up = machine.write("home/.bashrc", "[ -t 1 ] && exec cat\n")
+    try:
+        environ = {"TUNNEL_SSH": machine.client(client)}
+        end = patched(desk, machine, "classic", {"CALLBACK_SECONDS": 1}, env=environ)
+        rig.wait_until(lambda: "has not called back" in log_of(desk, end), 10, "the note")
+        flag = "-tt" if client == "ssh" else "-t"
+        words = r"has not called back within 1 s; run it by hand: \S+ -l john {} .*start-up file .* try --relay\n"
+        assert re.search(words.format(flag), log_of(desk, end))
+        end.signal()
+        end.wait(10)
+    finally:
+        os.remove(start_up)
+
+
+@clients
 def test_a_kernel_that_a_signal_has_ended_is_told_so(desk, machine, client):
     """As the system does when memory runs out: no exit code is told then."""
     end = desk.launch(machine, "classic", client=client)
