@@ -68,6 +68,9 @@ ASKING = ("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE")
 DEFECT = "a defect of tunnel stopped the launch{}; TUNNEL_DEBUG=1 logs where"
 TOO_SHORT = "link name {} is too short to be replaced: left alone; create links with -LinkHost 127.0.0.1"
 FAREWELLS = ("Connection to ", "Shared connection to ")  # the rest is "closed."; ssh's own, on stderr
+SAYS_NOTHING = FAREWELLS + ("debug1: ", "OpenSSH_", "Killed by signal ")  # a jump host's client is as verbose
+QUOTED_LENGTH = 200  # of what somebody else has said, how much goes into a line
+BY_SIGNAL = "by a signal (out of memory?)"
 REFUSED_TERMINAL = "PTY allocation request failed"  # as the client of a shared connection has it on stderr
 NO_TERMINAL = "the server allows no terminal: a computing kernel may outlive the connection"
 EXPOSED = (
@@ -591,6 +594,8 @@ class OpenSSH:
         Form("debug1: Server host certificate: *", "host key", BEFORE_LOGIN),
         Form("debug1: Authentication succeeded (*).", "login", BEFORE_LOGIN),
         Form("Authenticated to *.", "login", BEFORE_LOGIN),
+        Form('Authenticated using "*" with partial success.', "first step", BEFORE_LOGIN),
+        Form("Authenticated with partial success.", "first step", BEFORE_LOGIN),  # up to 8.4
         Form("kex_exchange_identification: Connection closed by remote host", "dropped", (SILENT,)),
         Form("kex_exchange_identification: read: *", "dropped", (SILENT,)),
         Form("ssh_exchange_identification: Connection closed by remote host", "dropped", (SILENT,)),
@@ -627,7 +632,7 @@ class OpenSSH:
         Form("channel *: open failed: connect failed: open failed", "no session", (LOGGED_IN,)),
         Form("channel *: open failed: administratively prohibited: *", "no opening", (STARTED,)),
         Form("debug1: client_input_channel_req: channel * rtype exit-status reply *", "ended", (STARTED,)),
-        Form("debug1: client_input_channel_req: channel * rtype exit-signal reply *", "ended", (STARTED,)),
+        Form("debug1: client_input_channel_req: channel * rtype exit-signal reply *", "signal", (STARTED,)),
         Form("debug1: Exit status *", "status", (STARTED,)),
     )
     # The same for what stands on stderr besides: a jump host's client, before the session.
@@ -742,13 +747,14 @@ class Plink:
         Form("ssh-*", "host key", (SILENT,)),
         Form("ecdsa-sha2-*", "host key", (SILENT,)),
         Form("Access granted", "login", BEFORE_LOGIN),
+        Form("Further authentication required", "first step", BEFORE_LOGIN),
         Form("Started a shell/command", "session", (LOGGED_IN,)),
         Form("Server refused to allocate pty", "told no terminal", (LOGGED_IN,)),
         Form("Forwarded connection refused by remote: Administratively prohibited*", "no opening", (STARTED,)),
         Form("Session sent command exit status *", "status", (STARTED,)),
         Form("Server sent command exit status *", "status", (STARTED,)),  # up to 0.70
-        Form("Session exited on *", "ended", (STARTED,)),  # a signal
-        Form("Server exited on signal *", "ended", (STARTED,)),
+        Form("Session exited on *", "signal", (STARTED,)),
+        Form("Server exited on signal *", "signal", (STARTED,)),
         Form("Main session channel closed", "ended", (STARTED,)),
         Form("Remote port forwarding from *:* refused*", "port", BEFORE_START),
         Form("Local port *:* forwarding to * failed: *", "port", BEFORE_START),
@@ -1068,6 +1074,8 @@ class Facts:
         self.tried = False  # the client has begun to connect
         self.reached = False  # the server itself has spoken
         self.exposed = False  # the server opens the forwarded ports to its network
+        self.half = None  # the line that says that a login needs more than the step which was accepted
+        self.signal = False  # a signal has ended the kernel
         self.version = (0,)  # OpenSSH's
         self.obstacle = self.evidence = None  # one of OBSTACLES, and the line that says so
         self.stopped_by = None  # why the try was ended: the first reason
@@ -1079,6 +1087,16 @@ class Facts:
         """Note an obstacle, unless a more certain one is known."""
         if self.obstacle is None or OBSTACLES.index(obstacle) < OBSTACLES.index(self.obstacle):
             self.obstacle, self.evidence = obstacle, evidence
+
+    @property
+    def on_the_way(self):
+        """Whether nobody has spoken yet but who stands between here and the server."""
+        return self.proxy and not self.reached
+
+    @property
+    def told(self):
+        """What servers and jump hosts have said; plink marks that."""
+        return self.aside + [line[2:] for line in self.said if line.startswith("| ")]
 
     @property
     def kernel_ended(self):
@@ -1112,6 +1130,10 @@ def note(facts, settings, plan, event, words, line):
         facts.obstacle = facts.evidence = None  # said by somebody else
     if event in ("ended", "proxy", "exposed"):
         setattr(facts, event, True)
+    elif event == "first step":
+        facts.half = line
+    elif event == "signal":
+        facts.ended = facts.signal = True
     elif event == "status":
         number = parse_number(words[0])  # ssh writes -1 where it has heard of none
         facts.status, facts.ended = number, facts.ended or number is not None
@@ -1230,7 +1252,7 @@ RULES = {
 
 
 NO_ANSWER = (
-    "{host} did not answer{seconds}",
+    "{host} did not answer{seconds}{each}",
     "check the name, the port, firewalls and VPN; -o ConnectTimeout=60 waits longer",
 )
 CHECK_LOGIN = "check user, password and keys (password-less login needs a key that the server knows): {by_hand}"
@@ -1258,10 +1280,17 @@ DIAGNOSES = (
         "connect once by hand: {by_hand}",
     ),
     (
+        r"(?:\S+: Could not resolve host\S* \S+: |(?:FATAL ERROR: )?Unable to open connection: ?)?"
+        r"(?:Temporary failure in name resolution|This is usually a temporary error during hostname resolution.*"
+        r"|Non-recoverable failure in name resolution)",
+        "the name {host} could not be looked up",
+        "no name server answers: check the network and VPN",
+    ),
+    (
         r"\S+: Could not resolve host.*"
         r"|(?:FATAL ERROR: |\S+: )?(?:Unable to open connection:.*)?[Hh]ost does not exist"
         r"|(?:Unable to open connection: ?)?(?:Name or service not known|nodename nor servname.*"
-        r"|Temporary failure in name resolution|No address associated with hostname|Host not found)",
+        r"|No address associated with hostname|Host not found)",
         "no machine named {host} is known here",
         "check the name, or its Host entry in ~/.ssh/config",
     ),
@@ -1325,13 +1354,44 @@ DIAGNOSES = (
         r"(?:kex|ssh)_exchange_identification: (?:Connection closed by remote host|read: .*|No banner received)"
         r"|(?:FATAL ERROR: )?(?:Remote side|Server) unexpectedly closed .*"
         r"|Connection (?:closed|reset) by .*|FATAL ERROR: (?:Network error: )?Connection reset by peer",
-        "{host} closed the connection before the login",
-        "it may be overloaded (MaxStartups), or refuse this machine; try again later{aside}",
+        "{host} {closed}",
+        "{advice}{aside}",
+    ),
+)
+# When a server has closed a connection, and what to do: before the key exchange, and after it.
+CLOSED = (
+    {
+        "closed": "closed the connection before the login",
+        "advice": "it may be overloaded (MaxStartups), or refuse this machine; try again later",
+    },
+    {
+        "closed": "closed the connection during the login",
+        "advice": "it may not let this account in, or not wait as long as the login takes; ask who runs it",
+    },
+)
+
+# The same for what a server says of an account that it lets in, but not to do anything.
+ACCOUNT_DIAGNOSES = (
+    (
+        r"(?:\| )?You are required to change your password .*|(?:WARNING: )?Your password has expired\.?"
+        r"|Password expired\. .*|Password change required but no TTY available\.",
+        "the password on {host} has expired",
+        "log in by hand and change it: {login} ({found})",
+    ),
+    (
+        r"(?:There were )?[Tt]oo many logins for .*",
+        "{host} lets this account in no more often at the same time",
+        "end what else it runs there ({found})",
     ),
 )
 
 # The same for what a jump host's client says.
 JUMP_DIAGNOSES = (
+    (
+        r"\S+@(?P<who>\S+): Permission denied \((?P<methods>[^)]*)\)\.",
+        "{who}, on the way to {host}, refused the login{methods}",
+        CHECK_LOGIN,
+    ),
     (
         r"channel \d+: open failed: (?:connect failed|administratively prohibited): .*|stdio forwarding failed",
         "the jump host does not reach {host} ({found})",
@@ -1345,6 +1405,15 @@ KERNEL_CODES = {
     127: ("there is no kernel {kernel} on {host}", "check the path with: {by_hand}"),
     126: ("{kernel} on {host} cannot be executed", "check the path and its permissions with: {by_hand}"),
 }
+# The same for a script at the kernel's path that ends in that way itself, or that nothing here can run; the path
+# stands before what it, or a shell, says of it.
+SCRIPT_DIAGNOSES = (
+    (
+        r".*{}: (?:(?:line )?\d+: .*|.*\bbad interpreter\b.*|.*\brequired file not found)",
+        "{kernel} on {host} could not start the kernel: {found}",
+        "run it by hand: {by_hand}",
+    ),
+)
 LIBRARY_DIAGNOSES = (
     (
         r".*(?:error while loading shared libraries|symbol lookup error|version `\S+' not found).*"
@@ -1393,6 +1462,7 @@ def diagnose(table, lines, words, any_case=False):
                     found=line.strip(),
                     methods=" (it offers: {})".format(methods) if methods else "",
                     fingerprint=" ({})".format(key.group()) if key else "",
+                    who=groups.get("who"),
                 )
                 return "{}; {}".format(what, advice).format(**words)
     return None
@@ -1423,27 +1493,51 @@ def explain(launch, facts, settings, request=None):
     :param request: another than the launch's own
     """
     request = request or launch.request
-    there, ssh = request.destination, launch.dialect is OpenSSH
-    by_hand = ["ssh" if ssh else os.path.basename(launch.program)]
-    by_hand += ["-p" if ssh else "-P", str(there.port)] if there.port else []
-    by_hand += ["-l", there.user] if there.user else []
-    by_hand += [there.host, (request.via + " " if request.via else "") + request.kernel.quoted]
-    words = {
-        "host": there.host,
-        "kernel": request.kernel.path,
-        "by_hand": printable(by_hand),
-        "seconds": " within {} s".format(launch.connect_seconds) if launch.connect_seconds else "",
-        "aside": "; on the way there: " + facts.aside[-1].strip() if facts.proxy and facts.aside else "",
-    }
+    words = words_for(launch, facts, settings, request)
     why = explain_kernel(facts, words) or explain_connection(launch.dialect, facts, settings, words)
-    return "launching {} on {}: {}".format(request.role, there, why)
+    return "launching {} on {}: {}".format(request.role, request.destination, why)
+
+
+def words_for(launch, facts, settings, request):
+    """What stands for the words in braces."""
+    there, ssh = request.destination, launch.dialect is OpenSSH
+    login = ["ssh" if ssh else os.path.basename(launch.program)]
+    login += ["-p" if ssh else "-P", str(there.port)] if there.port else []
+    login += ["-l", there.user] if there.user else []
+    terminal = settings and settings.terminal and request.relay is None
+    kernel = [there.host, (request.via + " " if request.via else "") + request.kernel.quoted]
+    aside = last_of(facts.told) if facts.proxy or facts.reached else ""
+    silent = [line for line in facts.notes if line.startswith("debug1: connect to address ")]
+    addresses = sum(line.endswith(" timed out") for line in silent)
+    return dict(
+        CLOSED[facts.reached],
+        host=there.host,
+        kernel=request.kernel.path,
+        login=printable(login + [there.host]),
+        by_hand=printable(login + kernel),
+        at_terminal=printable(login + (["-tt" if ssh else "-t"] if terminal else []) + kernel),
+        shell="; a start-up file there may start another shell where there is a terminal: try --relay"
+        if terminal
+        else "",
+        seconds=" within {} s".format(launch.connect_seconds) if launch.connect_seconds else "",
+        each=" at each of {} addresses".format(addresses) if addresses > 1 else "",
+        aside="; {}: {}".format("on the way there" if facts.on_the_way else "it said", aside) if aside else "",
+    )
+
+
+def last_of(lines):
+    """The last line that says something; empty for none."""
+    found = [line.strip() for line in lines if not line.startswith(SAYS_NOTHING)]
+    return ([""] + [line for line in found if any(map(str.isalnum, line))])[-1][:QUOTED_LENGTH]
+
+
+NOT_CALLED_BACK = "the kernel has not called back within {} s; run it by hand: {at_terminal}{shell}"
 
 
 def explain_kernel(facts, words):
     """What became of a kernel that had been started; None where none had."""
     if facts.stopped_by == "no kernel":
-        text = "the kernel has not called back within {} s; run it by hand: {by_hand}"
-        return text.format(CALLBACK_SECONDS, **words)
+        return NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words)
     if facts.obstacle in EXPLAINED or facts.stage < STARTED:
         return None
     if facts.stopped_by == "links held" and facts.connected:
@@ -1458,31 +1552,55 @@ def explain_kernel(facts, words):
             last = "the client was ended by signal {}".format(facts.code - 128)
         return "the connection was lost ({}); the kernel is hung up on when the server notices".format(last)
     code = facts.kernel_code
+    if facts.signal:
+        text = "the kernel {kernel} was ended {} before it called back; run it by hand: {by_hand}"
+        return text.format(BY_SIGNAL, **words)
+    path = words["kernel"]  # which may hold any words
     found = diagnose(LIBRARY_DIAGNOSES, facts.printed, words, any_case=True) if code else None
     if code in KERNEL_CODES:
+        found = found or diagnose(of_script(path), facts.printed[::-1], words)
         found = found or "; ".join(KERNEL_CODES[code]).format(**words)
-    path = words["kernel"]  # which may hold any words
     about = [line for line in facts.printed if path in line or "\\" in path]  # cmd.exe does not name it
     about = [line.replace(path, "") for line in about if code in (None, 1, 9009)]
     printed = [line.replace(path, "") for line in facts.printed]
     found = found or diagnose(SHELL_DIAGNOSES, about, words, any_case=True)
     found = found or diagnose(LICENCE_DIAGNOSES, printed, words, any_case=True)
-    ending = ", with exit code {}".format(code) if code is not None else ""
+    last = last_of(facts.printed)
+    how = (", " + ending(facts, code) if code is not None else "") + (" ({})".format(last) if last else "")
     text = "the kernel {kernel} ended before it called back{}; run it by hand: {by_hand}"
-    return found or text.format(ending, **words)
+    return found or text.format(how, **words)
 
 
+def ending(facts, code):
+    """How a kernel has ended, as far as that is known. A client that shares a connection hears of no signal."""
+    if facts.signal:
+        return BY_SIGNAL
+    return "with exit code {}".format(code) + (", or " + BY_SIGNAL if facts.shared and code == 255 else "")
+
+
+def of_script(path):
+    """SCRIPT_DIAGNOSES for a kernel's path, of which the shell may have put the beginning in place."""
+    import re
+
+    for start in ("~", "$HOME"):
+        path = path[len(start) :] if path.startswith(start + "/") else path
+    return [(row[0].replace("{}", re.escape(path)),) + row[1:] for row in SCRIPT_DIAGNOSES]
+
+
+SECOND_FACTOR = " a second factor log in by hand and share that connection (ControlMaster of OpenSSH)"
 # What an obstacle means to which there is no further try, or why no connection was waited for any longer.
 EXPLAINED = {
     "no answer": "; ".join(NO_ANSWER),
     "front end gone": "the front end has closed the main link, and nothing is run for it",
     "no login": "the login on {host} did not come to an end within {limit} s; try: {by_hand}",
     "asked": "the login on {host} asks for what nobody can answer here ({evidence}); a jump host needs a key; for"
-    " a second factor log in by hand and share that connection (ControlMaster)",
+    + SECOND_FACTOR,
+    "half": "the login on {host} needs a second step, which nobody has taken here ({half}); check the password, if"
+    " it is that; a step that asks nothing, such as a push, needs -o BatchMode=no; for" + SECOND_FACTOR,
     "no forwarding": "the server forwards no ports; use --relay, which needs none, or set AllowTcpForwarding"
-    " yes in its sshd_config",
+    " yes in its sshd_config; if it forwards those of others, see what it says to {login}{aside}",
     "port": "{blocks} blocks of ports were refused ({evidence}); if the server forbids forwarding, use"
-    " --relay, which needs none, or set AllowTcpForwarding yes in its sshd_config",
+    " --relay, which needs none, or set AllowTcpForwarding yes in its sshd_config{aside}",
     "held": "{blocks} blocks of ports were tried, and each had one in use on the kernel machine ({evidence})",
     "family": "AddressFamily leaves out the loopback address 127.0.0.1, where links are; take the option away",
     "no session": "the server allows no session on this connection (MaxSessions in its sshd_config)",
@@ -1494,11 +1612,16 @@ EXPLAINED = {
 
 def explain_connection(dialect, facts, settings, words):
     """Why no kernel was started."""
-    for reason in (facts.obstacle, facts.stopped_by):
+    if facts.reached and facts.obstacle in (None, "no forwarding", "port"):
+        found = diagnose(ACCOUNT_DIAGNOSES, facts.told, words)
+        if found:
+            return found
+    half = facts.half if facts.obstacle == "refused" else None
+    for reason in ("half" if half else None, facts.obstacle, facts.stopped_by):
         if reason in EXPLAINED:
-            values = dict(words, blocks=settings.block, limit=LOGIN_SECONDS)
+            values = dict(words, blocks=settings.block, limit=LOGIN_SECONDS, half=half)
             return EXPLAINED[reason].format(evidence=(facts.evidence or "").strip(), **values)
-    on_the_way = facts.proxy and not facts.reached
+    on_the_way = facts.on_the_way
     said = facts.said + (facts.aside if on_the_way or not facts.said else [])
     notes = [line.partition("debug1: ")[2] for line in facts.notes if " line " not in line]
     found = diagnose(JUMP_DIAGNOSES, facts.aside, words) if on_the_way else None
@@ -1514,11 +1637,20 @@ def explain_connection(dialect, facts, settings, words):
 # ----------------------------------------------------------------------------------------------- world
 
 
+def visible(text):
+    """A text without control characters, line breaks apart: others may have put some into it."""
+    if text.isprintable():
+        return text
+    table = {code: "\\x{:02x}".format(code) for code in range(160) if code < 32 or code > 126}
+    table.update({9: " ", 10: "\n"})
+    return text.translate(table)
+
+
 def say(text):
     """One line for whoever looks; a front end shows it to nobody."""
     if sys.stderr:
         try:
-            sys.stderr.write("tunnel: {}\n".format(text))
+            sys.stderr.write("tunnel: {}\n".format(visible(text)))
             sys.stderr.flush()
         except OSError:
             pass  # whoever was to read it has gone
@@ -1673,7 +1805,7 @@ class Log:
         """Write a line. A full disk ends the log, not the launch."""
         if self.descriptor is None:
             return
-        line = "{} {}\n".format(time.strftime("%H:%M:%S"), text)
+        line = "{} {}\n".format(time.strftime("%H:%M:%S"), visible(text))
         try:
             os.write(self.descriptor, line.encode("utf-8", "surrogateescape"))
         except OSError as error:
@@ -3157,7 +3289,7 @@ class SharedConnections:
 
     def _overheard(self, line):
         event = OpenSSH.read(line, LOGGED_IN)
-        if event and event[0] in ("exposed", "family"):
+        if self.launch.current and event and event[0] in ("exposed", "family", "no forwarding"):
             self.launch.current.hear(event, line)
 
     def hush(self):
@@ -3530,7 +3662,8 @@ class Try:
 
     def _no_connection(self):
         if not self.facts.connected:
-            self.log.write("the kernel has not called back within {} s".format(CALLBACK_SECONDS))
+            words = words_for(self.launch, self.facts, self.settings, self.launch.request)
+            self.log.write(NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words))
         if self.launch.check and self.session:
             self.facts.stopped_by = "no kernel"
             self.session.leave()
@@ -3794,6 +3927,7 @@ class Launch:
         self.spared = lambda number: False  # whether one that comes does not end everything
         self.current = self.check = self.shared = self.caught = None
         self.died = ""  # what is to be said of an earlier kernel
+        self.told = []  # what the server has said at the login of a shared connection
         self.begin = time.monotonic()
         self.memory = Memory(memory_path(request, program, log))
 
@@ -3930,8 +4064,11 @@ class Launch:
             self.memory.keep("terminal", "no")
         elif facts.stage == STARTED and settings.guarded and facts.connected:
             self.memory.keep("terminal", "yes")
+        if login:
+            self.told = facts.told
         if not self.shared or not settings.share or login:
             return
+        facts.aside[:0] = self.told  # who goes over that connection has been told so, too
         if facts.obstacle == "full" and not self.shared.refused():
             facts.obstacle = "no session"
         if facts.obstacle == "family":
@@ -4045,7 +4182,10 @@ class Launch:
             self.log.write("the front end has closed the main link: the kernel has been hung up on")
             return code
         if facts.kernel_ended and facts.connected and facts.kernel_code is not None:
-            self.log.write("the kernel has ended after {:.0f} s with exit code {}".format(self.seconds, code))
+            text = "the kernel has ended after {:.0f} s {}"
+            if facts.signal:
+                text = "the kernel was ended {1} after {0:.0f} s"
+            self.log.write(text.format(self.seconds, ending(facts, code)))
             return code
         text = explain(self, facts, settings)
         if self.request.role is COMPUTE and self.teller.told and not facts.connected:
@@ -4206,11 +4346,18 @@ def line_for(error):
     if getattr(error, "errno", None) in TOO_MANY_FILES or "Too many open files" in str(error):
         return EX_UNAVAILABLE, "too many open files: a launch needs about 40; raise the limit (ulimit -n)"
     if getattr(error, "errno", None) in NO_ROOM:
-        place = " below {}".format(error.filename) if error.filename else ""
-        return EX_UNAVAILABLE, "no room is left{}: {}".format(place, error.strerror)
+        return EX_UNAVAILABLE, "no room is left below {}: {}".format(place_of(error), error.strerror)
     if isinstance(error, MemoryError):
         return EX_UNAVAILABLE, "there is not enough memory: raise the limit (ulimit -v)"
     return EX_SOFTWARE, DEFECT.format(" ({})".format(type(error).__name__))
+
+
+def place_of(error):
+    """The file that an error is about; where it names none it is one of those that are made for a while."""
+    try:
+        return error.filename or private_folder(os.environ)
+    except OSError as other:
+        return other.filename or "the temporary folder"
 
 
 def guarded(work):

@@ -3654,21 +3654,20 @@ def launch(tunnel, work, settings, listener=None, path=None):
             each.close()
 
 
-def no_relay(work, session, facts):
+def no_relay(tunnel, work, session, facts):
     """One line on a login in which something else ran than the relay."""
-    said = ["it said nothing"] + [visible(line) for line in session.noise + facts.aside + facts.printed]
-    last = [line for line in said if line][-1][:200]
+    said = [line.strip() for line in session.noise + facts.aside + facts.printed if line.strip()]
+    words = tunnel.words_for(work, facts, None, work.request)
+    found = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES, said + facts.said, words)
+    if found:
+        return found
+    last = (["it said nothing"] + said)[-1][:200]
     if session.near.echo:
         last = "which sends back what it is sent, as cat does; it may be a command in authorized_keys"
     host = work.request.destination.host
     return "the login ran, but no relay: a start-up file or the server runs something else ({}); see {}".format(
         last, "what `ssh {} 'exec /bin/sh -c true'` says".format(host)
     )
-
-
-def visible(line):
-    """What a login has printed, without what would move the cursor of who reads it."""
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in line).split())
 
 
 def verdict(tunnel, work, session, last, outcome):
@@ -3688,7 +3687,7 @@ def verdict(tunnel, work, session, last, outcome):
         facts, settings = last
         text = explain_start(facts.code, "\n".join(session.noise + facts.aside + facts.printed))
         if facts.stage == tunnel.STARTED and facts.stopped_by in (None, "no relay"):
-            raise tunnel.Fatal(tried + (text or no_relay(work, session, facts)), 255)
+            raise tunnel.Fatal(tried + (text or no_relay(tunnel, work, session, facts)), 255)
         raise tunnel.Fatal(tunnel.explain(work, facts, settings), tunnel.verdict(work.dialect, facts))
     if session.silent:
         facts = tunnel.Facts()

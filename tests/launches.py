@@ -129,8 +129,8 @@ def server_of(request, machine):
     """For a fixture: what has the machine's server started again with lines of its own. It has its defaults again
     after the test."""
 
-    def start(*lines):
-        machine.restart_server(*lines)
+    def start(*lines, **options):
+        machine.restart_server(*lines, **options)
         return machine
 
     yield start

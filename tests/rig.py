@@ -228,7 +228,7 @@ class KernelMachine:
     def __init__(
         self, sshd_options=(), behind=None, password=False, port=22, shell="/bin/bash", hostname=None, quick=False
     ):
-        self.quick, self.hostname = quick, hostname
+        self.quick, self.hostname, self.pam = quick, hostname, None
         self.sshd_options = list(sshd_options)
         self.behind = behind
         self.password = password
@@ -397,12 +397,13 @@ class KernelMachine:
         if not self.as_root:
             return
         once = " -r" * self.quick  # it is not run anew for each connection
+        pam = "mount --bind {}/pam /etc/pam.d/sshd && ".format(self.folder) if self.pam else ""
         # Its /run and /tmp are folders of its own, which outlive the server; its folder may be below /tmp.
         inside = (
-            "mount --bind {0}/passwd /etc/passwd && mount --bind {0}/shadow /etc/shadow &&"
+            "mount --bind {0}/passwd /etc/passwd && mount --bind {0}/shadow /etc/shadow && {5}"
             " mount --bind {0}/run /run && mount --bind {0} /run/rig && mount --bind {0}/tmp /tmp &&"
             " mkdir -p {0} && mount --bind /run/rig {0} && exec {1} -D{4} -f {2} -E {3}"
-        ).format(self.folder, sshd_path(), config, self.log, once)
+        ).format(self.folder, sshd_path(), config, self.log, once, pam)
         if self.hostname:
             inside = "echo {} > /proc/sys/kernel/hostname && {}".format(self.hostname, inside)
         self.server = subprocess.Popen(
@@ -430,8 +431,10 @@ class KernelMachine:
             self.server.stderr.close()
             self.server = None
 
-    def restart_server(self, *sshd_options):
-        self.sshd_options = list(sshd_options)
+    def restart_server(self, *sshd_options, pam=None):
+        """:param pam: the text of its PAM service; without one it uses none"""
+        self.sshd_options = ["UsePAM yes"] * bool(pam) + list(sshd_options)
+        self.pam = pam and self.write("pam", pam)
         self.stop_server()
         self.start_server()
 

@@ -327,7 +327,7 @@ def test_a_server_that_ends_a_login_which_takes_too_long_is_not_asked_again(desk
     asking = {"TUNNEL_SSH": machine.make_keyless_ssh(), "SSH_ASKPASS": helper, "SSH_ASKPASS_REQUIRE": "force"}
     asking["DISPLAY"] = "x"
     end = desk.launch(machine, "compute", env=asking)
-    ends_with(desk, end, 255, "closed the connection before the login|ended the login", 20)
+    ends_with(desk, end, 255, "closed the connection during the login|ended the login", 20)
     assert machine.attempts() == before + 1
 
 

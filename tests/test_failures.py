@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -12,7 +13,7 @@ import frontend
 import pytest
 import rig
 from conftest import make_machine
-from launches import key_lines, launched, log_of, nothing_else, patched, server_of, set_times
+from launches import ends_with, key_lines, launched, log_of, nothing_else, patched, server_of, set_times
 
 import tunnel
 
@@ -272,6 +273,136 @@ def test_a_server_that_may_take_its_time_gets_it(desk, machine, text):
     fails(desk, end, 255, "closed the connection before the login", 10)
 
 
+PAM = "auth required pam_permit.so\nsession required pam_permit.so\naccount required "
+NOBODY = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE"), "")
+WAYS = {  # client, role and arguments of a launch
+    "ssh": ("ssh", "classic"),
+    "shared": ("ssh", "shared"),
+    "relay": ("ssh", "callback", "--relay"),
+    "plink": ("plink", "classic"),
+    "plink, relay": ("plink", "callback", "--relay"),
+}
+ways = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+
+
+@ways
+def test_an_account_that_is_not_let_in_is_told_so_in_the_servers_words(desk, serve, machine, way):
+    machine.write("nologin", "The cluster is down for maintenance until Monday.\n")
+    machine.client(way[0])  # which introduces plink to the machine
+    serve(pam=PAM + "pam_nologin.so file={}\n".format(machine.path("nologin")))
+    before = machine.attempts()
+    end = launched(desk, machine, *way[1:], client=way[0])
+    line = fails(desk, end, failure(way[0]), "closed the connection during the login; it may not let this", 10)
+    assert line.endswith("; it said: The cluster is down for maintenance until Monday.") == (way[0] == "ssh")
+    assert "MaxStartups" not in line
+    assert machine.attempts() == before + 1
+
+
+@pytest.fixture
+def expired(serve, machine):
+    """The machine, on which john's password has expired."""
+    machine.make_plink()
+    with open(machine.path("shadow")) as stream:
+        text = stream.read()
+    machine.write("shadow", text.replace(":19000:0:99999:", ":19000:0:90:"), 0o600)
+    yield serve(pam=PAM + "pam_unix.so\n")
+    machine.write("shadow", text, 0o600)
+
+
+@ways
+def test_an_expired_password_is_told_as_such(desk, expired, way):
+    """The server lets john in, but forwards nothing, and runs nothing but a change of the password."""
+    before = expired.logins()
+    end = launched(desk, expired, *way[1:], client=way[0])
+    words = (
+        "the password on .* has expired; log in by hand and change it: {} -l john .*You are required to change "
+    )
+    code = 255 if "--relay" in way else failure(way[0])
+    line = ends_with(desk, end, code, words.format(way[0]))
+    assert "AllowTcpForwarding" not in line
+    assert "the next block of ports" not in log_of(desk, end)
+    assert expired.logins() == before + 1
+
+
+@ways
+def test_a_login_that_needs_a_second_step_is_told_as_such(desk, serve, machine, way):
+    machine.client(way[0])
+    serve("AuthenticationMethods publickey,password")
+    before = machine.attempts()
+    end = launched(desk, machine, *way[1:], client=way[0], env=NOBODY)
+    line = fails(
+        desk, end, failure(way[0]), "needs a second step, which nobody has taken here .*ControlMaster", 10
+    )
+    assert "check user, password and keys" not in line
+    assert machine.attempts() == before + 1
+
+
+WRAPPER = "could not start the kernel: .*WolframKernel: line 3: exec: MathKernel: not found"
+INTERPRETER = "could not start the kernel: .*WolframKernel: .*(bad interpreter|required file not found)"
+
+
+@pytest.mark.parametrize(
+    "text, words, arguments",
+    [
+        ('#!/bin/bash\nmodule load mathematica\nexec MathKernel "$@"\n', WRAPPER, ()),
+        ('#!/bin/bash\nmodule load mathematica\nexec MathKernel "$@"\n', WRAPPER, ("--relay",)),
+        ("#!/bin/sh\r\nexit 0\r\n", INTERPRETER, ()),
+        ("#!/no/such/sh\nexit 0\n", INTERPRETER, ()),
+    ],
+)
+def test_a_script_in_place_of_the_kernel_is_told_from_one_that_is_not_there(desk, machine, text, words, arguments):
+    path = machine.write("home/WolframKernel", text, 0o755)
+    for kernel in (path, "~/WolframKernel"):
+        end = launched(desk, machine, "callback", *arguments, kernel=kernel)
+        code, errors = end.wait(10)
+        assert code in (126, 127)
+        assert re.search(words, errors), errors
+        assert "there is no kernel" not in errors
+
+
+def test_what_a_login_says_that_runs_no_kernel_is_told(desk, serve):
+    machine = serve("ForceCommand echo This service allows sftp connections only.; exit 1")
+    end = desk.launch(machine, "classic")
+    fails(
+        desk,
+        end,
+        1,
+        r"ended before it called back, with exit code 1 \(This service allows sftp connections only",
+        10,
+    )
+
+
+@clients
+def test_a_start_up_file_that_replaces_the_shell_on_a_terminal_shows_in_the_advice(desk, machine, client):
+    """`ssh host command` works then, and with a terminal, as a launch has one, the command never runs."""
+    machine.client(client)
+    start_up = machine.write("home/.bashrc", "[ -t 1 ] && exec cat\n")
+    try:
+        environ = {"TUNNEL_SSH": machine.client(client)}
+        end = patched(desk, machine, "classic", {"CALLBACK_SECONDS": 1}, env=environ)
+        rig.wait_until(lambda: "has not called back" in log_of(desk, end), 10, "the note")
+        flag = "-tt" if client == "ssh" else "-t"
+        words = r"has not called back within 1 s; run it by hand: \S+ -l john {} .*start-up file .* try --relay\n"
+        assert re.search(words.format(flag), log_of(desk, end))
+        end.signal()
+        end.wait(10)
+    finally:
+        os.remove(start_up)
+
+
+@clients
+def test_a_kernel_that_a_signal_has_ended_is_told_so(desk, machine, client):
+    """As the system does when memory runs out: no exit code is told then."""
+    end = desk.launch(machine, "classic", client=client)
+    end.accept()
+    for pid in machine.kernels():
+        os.kill(pid, signal.SIGKILL)
+    code, errors = end.wait(10)
+    assert (code, errors) == (255 if client == "ssh" else 128, "")
+    last = log_of(desk, end).splitlines()[-1]
+    assert re.search(r" the kernel was ended by a signal \(out of memory\?\) after \d+ s$", last), last
+
+
 def test_dropped_connections_are_tried_again(desk, serve):
     machine = serve("MaxStartups 1:50:100")
     ends = [desk.launch(machine, "compute") for _ in range(8)]
@@ -436,6 +567,12 @@ def test_what_the_system_does_not_give_is_no_defect(number):
         raise OSError(number, os.strerror(number), "/run/x")
 
     assert tunnel.guarded(fail) == (69, "no room is left below /run/x: " + os.strerror(number))
+
+    def fail_without_a_name():  # as mkfifo and write do
+        raise OSError(number, os.strerror(number))
+
+    line = "no room is left below {}: ".format(tunnel.private_folder(os.environ)) + os.strerror(number)
+    assert tunnel.guarded(fail_without_a_name) == (69, line)
 
 
 def test_no_further_process_is_no_defect(monkeypatch):

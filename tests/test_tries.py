@@ -83,6 +83,8 @@ SSH_LINES = [
     ("Authenticated to host (via proxy).", "login", BEFORE_LOGIN, None),
     ('Authenticated to host ([192.0.2.7]:22) using "publickey".', "login", BEFORE_LOGIN, None),
     ('Authenticated to host (via proxy) using "keyboard-interactive".', "login", BEFORE_LOGIN, None),
+    ('Authenticated using "publickey" with partial success.', "first step", BEFORE_LOGIN, ["publickey"]),
+    ("Authenticated with partial success.", "first step", BEFORE_LOGIN, []),  # up to 8.4
     ("kex_exchange_identification: Connection closed by remote host", "dropped", (SILENT,), []),
     ("kex_exchange_identification: read: Connection reset by peer", "dropped", (SILENT,), None),
     ("ssh_exchange_identification: Connection closed by remote host", "dropped", (SILENT,), []),
@@ -151,7 +153,7 @@ SSH_LINES = [
     ('debug1: Sending command: "/opt/14.1/math" -wstp', "session", (LOGGED_IN,), ['"/opt/14.1/math" -wstp']),
     ("PTY allocation request failed on channel 0", "no terminal", ALWAYS, ["0"]),
     ("debug1: client_input_channel_req: channel 2 rtype exit-status reply 0", "ended", (STARTED,), ["2", "0"]),
-    ("debug1: client_input_channel_req: channel 0 rtype exit-signal reply 0", "ended", (STARTED,), None),
+    ("debug1: client_input_channel_req: channel 0 rtype exit-signal reply 0", "signal", (STARTED,), None),
     ("debug1: Exit status 0", "status", (STARTED,), ["0"]),
     ("debug1: Exit status -1", "status", (STARTED,), ["-1"]),
     ("channel 0: open failed: administratively prohibited: open failed", "no session", (LOGGED_IN,), None),
@@ -172,13 +174,14 @@ PLINK_LINES = [
     ("ssh-rsa 2048 aa:bb:cc:dd:ee:ff:00:11:22:33:44:55:66:77:88:99", "host key", (SILENT,), None),  # up to 0.75
     ("ecdsa-sha2-nistp256 256 SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU", "host key", (SILENT,), None),
     ("Access granted", "login", BEFORE_LOGIN, []),
+    ("Further authentication required", "first step", BEFORE_LOGIN, []),
     ("Started a shell/command", "session", (LOGGED_IN,), []),
     ("Server refused to allocate pty", "told no terminal", (LOGGED_IN,), []),
     ("Session sent command exit status 7", "status", (STARTED,), ["7"]),
     ("Server sent command exit status 7", "status", (STARTED,), ["7"]),
-    ("Session exited on signal SIGTERM", "ended", (STARTED,), None),
-    ('Session exited on unrecognised signal "KILL" (core dumped)', "ended", (STARTED,), None),
-    ('Server exited on signal "TERM"', "ended", (STARTED,), None),
+    ("Session exited on signal SIGTERM", "signal", (STARTED,), None),
+    ('Session exited on unrecognised signal "KILL" (core dumped)', "signal", (STARTED,), None),
+    ('Server exited on signal "TERM"', "signal", (STARTED,), None),
     ("Main session channel closed", "ended", (STARTED,), []),
     ("Remote port forwarding from 127.0.0.1:53994 refused", "port", BEFORE_START, ["127.0.0.1", "53994", ""]),
     (
@@ -296,6 +299,7 @@ OPEN_ENDED += (
     "family",
     "no terminal",
     "ended",
+    "signal",
     "status",
     "dropped",
 )
@@ -745,7 +749,7 @@ def test_each_obstacle_is_met_by_some_line_and_each_rule_is_for_one():
         met.add(facts.obstacle)
     assert set(tunnel.OBSTACLES) <= met
     assert set(tunnel.RULES) <= set(tunnel.OBSTACLES)
-    assert set(tunnel.EXPLAINED) <= set(tunnel.OBSTACLES) | {"no answer", "no login", "front end gone"}
+    assert set(tunnel.EXPLAINED) <= set(tunnel.OBSTACLES) | {"no answer", "no login", "front end gone", "half"}
     assert set(tunnel.ENDS_ITSELF) <= set(tunnel.OBSTACLES)
     assert set(tunnel.STAGES) <= {form.event for form in OpenSSH.forms + Plink.forms}
 
@@ -1111,9 +1115,11 @@ class Case:
         return text[len(start) :]
 
 
+WORDS = ("host", "kernel", "seconds", "each", "by_hand", "login", "closed", "advice", "aside")
 CHANGED, UNKNOWN = "the host key of host has changed", "the host key of host is unknown"
-REFUSED, DROPPED = "host refused the login", "host closed the connection before the login"
+REFUSED, DROPPED = "host refused the login", "host closed the connection before the login; it may be overloaded"
 NOBODY, NO_ANSWER = "no machine named host is known here", "host did not answer within 15 s; "
+NO_NAMES = "the name host could not be looked up; no name server answers"
 NO_SERVER, NO_ROUTE = "host refused the connection: no SSH server listens there", "there is no route to host"
 OPTIONS, ALGORITHM = "the client rejected its options", "client and server share no algorithm"
 KEYS, OLD_SSH = "host ended the login after too many keys were offered", "this ssh is older than OpenSSH 7.6"
@@ -1150,11 +1156,19 @@ SAID = [
     ),
     (OpenSSH, ["ssh: Could not resolve hostname host: Name or service not known"], NOBODY),
     (OpenSSH, ["ssh: Could not resolve hostname host: nodename nor servname provided, or not known"], NOBODY),
-    (OpenSSH, ["/usr/bin/ssh: Could not resolve hostname host: Temporary failure in name resolution"], NOBODY),
+    (OpenSSH, ["/usr/bin/ssh: Could not resolve hostname host: Temporary failure in name resolution"], NO_NAMES),
     (OpenSSH, ['ssh: Could not resolve host "host"'], NOBODY),
     (Plink, ["Unable to open connection:", "Name or service not known"], NOBODY),
     (Plink, ["Unable to open connection:", "Host does not exist"], NOBODY),
-    (Plink, ["Unable to open connection:", "Temporary failure in name resolution"], NOBODY),
+    (Plink, ["Unable to open connection:", "Temporary failure in name resolution"], NO_NAMES),
+    (
+        OpenSSH,
+        [
+            "ssh: Could not resolve hostname host: This is usually a temporary error during hostname resolution"
+            " and means that the local server did not receive a response from an authoritative server."
+        ],
+        NO_NAMES,
+    ),
     (Plink, ["Unable to open connection:", "No address associated with hostname"], NOBODY),
     (OpenSSH, ["command-line: line 0: Bad configuration option: remotecommand"], OLD_SSH),
     (OpenSSH, ['command-line line 0: unsupported option "accept-new".'], OLD_SSH),
@@ -1265,7 +1279,7 @@ def test_each_reason_is_that_of_lines_which_a_client_prints():
     found = set()
     for _, lines, _ in SAID:
         for row in tunnel.DIAGNOSES:
-            if tunnel.diagnose([row], lines, dict.fromkeys(("host", "seconds", "by_hand", "aside"), "")):
+            if tunnel.diagnose([row], lines, dict.fromkeys(WORDS, "")):
                 found.add(row)
                 break
     idle = [row for row in tunnel.DIAGNOSES if row not in found]
@@ -1324,7 +1338,8 @@ def test_what_others_say_counts_where_they_may_be_the_reason():
     """A jump host's client writes where servers do; a banner explains nothing that ssh explains itself."""
     aside = ["jump@gate: Permission denied (publickey)."]
     gone = ["Connection closed by UNKNOWN port 65535"]
-    assert Case(OpenSSH).explain(said=gone, aside=aside, proxy=True).startswith(REFUSED)
+    text = Case(OpenSSH).explain(said=gone, aside=aside, proxy=True)
+    assert text.startswith("gate, on the way to host, refused the login (it offers: publickey); check user, ")
     assert Case(OpenSSH).explain(said=gone, aside=["stdio forwarding failed"]).startswith(DROPPED)
     assert Case(OpenSSH).explain(said=gone, aside=aside).startswith(DROPPED)
     assert Case(OpenSSH).explain(aside=aside).startswith(REFUSED)
@@ -1346,6 +1361,118 @@ def test_a_jump_host_that_gets_no_further_is_told(lines):
     ]
     text = Case(OpenSSH).explain(said=gone, aside=lines, proxy=True)
     assert text.startswith("the jump host does not reach host ({})".format(lines[0]))
+
+
+NOLOGIN = "The cluster is down for maintenance until Monday."
+EXPIRED = "You are required to change your password immediately (password expired)."
+
+
+@pytest.mark.parametrize(
+    "dialect, said",
+    [
+        (OpenSSH, ["Connection closed by 192.0.2.7 port 22"]),
+        (OpenSSH, ["Connection reset by 192.0.2.7 port 22"]),
+        (
+            Plink,
+            [
+                "Remote side unexpectedly closed network connection",
+                "FATAL ERROR: Remote side unexpectedly closed network connection",
+            ],
+        ),
+    ],
+)
+def test_a_server_that_ends_a_login_is_not_overloaded(dialect, said):
+    """pam_nologin, pam_access, an account that has expired: after the key was accepted."""
+    start = "host closed the connection during the login; it may not let this account in, or not wait as long as"
+    start += " the login takes; ask who runs it"
+    for aside, end in ([], ""), ([NOLOGIN, "", "*****"], "; it said: " + NOLOGIN):
+        text = Case(dialect).explain(said=said, aside=aside, reached=True, stage=ANSWERED)
+        assert text == start + end
+        text = Case(dialect).explain(said=said, aside=aside)
+        assert text.startswith(DROPPED) and NOLOGIN not in text
+    jump = ["debug1: pledge: network", "Killed by signal 1."]
+    text = Case(dialect).explain(said=said, aside=[NOLOGIN] + jump, reached=True, proxy=True, stage=ANSWERED)
+    assert text.endswith("; it said: " + NOLOGIN)
+    text = Case(dialect).explain(said=said, aside=[NOLOGIN], proxy=True, stage=ANSWERED)
+    assert text.startswith(DROPPED) and text.endswith("; on the way there: " + NOLOGIN)
+
+
+@pytest.mark.parametrize(
+    "dialect, said, aside, line",
+    [
+        (OpenSSH, [], [EXPIRED], EXPIRED),
+        (OpenSSH, [], [EXPIRED.replace("(password expired)", "(administrator enforced)")], None),
+        (OpenSSH, [], ["Password expired. Change your password now."], None),
+        (OpenSSH, [], ["WARNING: Your password has expired."], None),
+        (Plink, ["-- Pre-authentication banner message from server: ---", "| " + EXPIRED], [], EXPIRED),
+    ],
+)
+def test_an_expired_password_is_told_where_it_shows_as_forwards_that_are_refused(dialect, said, aside, line):
+    start = "the password on host has expired; log in by hand and change it: {} -l john host (".format(
+        dialect.kind
+    )
+    for obstacle in ("no forwarding", "port", None):
+        found = {"said": said, "aside": aside, "obstacle": obstacle, "evidence": "x", "reached": True}
+        text = Case(dialect).explain(stage=LOGGED_IN, **found)
+        assert text == start + (line or aside[0]) + ")"
+    refused = {"said": said + ["Permission denied (publickey)."], "aside": aside, "reached": True}
+    text = Case(OpenSSH).explain(stage=ANSWERED, obstacle="refused", **refused)  # a banner explains nothing then
+    assert text.startswith(REFUSED)
+    if aside:
+        unreached = Case(dialect).explain(said=["Connection closed by 192.0.2.7 port 22"], aside=aside, proxy=True)
+        assert unreached.startswith(DROPPED)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Passwords expire after 90 days.",
+        "Call 5555 if you are told: Your password has expired.",
+        "Your password will expire in 3 days.",
+        "Your password has expired. You have 3 grace login(s) remaining.",
+    ],
+)
+def test_a_banner_about_passwords_is_no_expired_one(line):
+    found = {"aside": [line], "obstacle": "no forwarding", "reached": True, "stage": LOGGED_IN}
+    text = Case(OpenSSH).explain(**found)
+    assert text.startswith("the server forwards no ports; use --relay")
+    assert text.endswith("see what it says to ssh -l john host; it said: " + line)
+
+
+def test_too_many_logins_are_told():
+    """By who lets them run a command all the same, as with a relay."""
+    for line in ("There were too many logins for 'john'.", "Too many logins for 'john'."):
+        text = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES, ["x", line], dict.fromkeys(WORDS, "host"))
+        assert text.startswith("host lets this account in no more often at the same time; end ")
+        assert text.endswith("({})".format(line))
+
+
+@pytest.mark.parametrize(
+    "dialect, half, refused",
+    [
+        (
+            OpenSSH,
+            'Authenticated using "publickey" with partial success.',
+            "john@192.0.2.7: Permission denied (keyboard-interactive).",
+        ),
+        (OpenSSH, "Authenticated with partial success.", "john@192.0.2.7: Permission denied (password)."),
+        (
+            Plink,
+            "Further authentication required",
+            "FATAL ERROR: Cannot answer interactive prompts in batch mode",
+        ),
+    ],
+)
+def test_a_login_that_needs_a_second_step_is_not_told_as_refused(dialect, half, refused):
+    before = LOGIN[:3] if dialect is OpenSSH else PLINK_LOGIN[:2]
+    facts = facts_of(*(before + [half, refused]), dialect=dialect)
+    assert (facts.obstacle, facts.half, facts.stage) == ("refused", half, ANSWERED)
+    found = {"said": [half, refused], "obstacle": "refused", "evidence": refused, "reached": True}
+    text = Case(dialect).explain(half=half, **found)
+    assert text.startswith("the login on host needs a second step, which nobody has taken here ({})".format(half))
+    assert text.endswith("for a second factor log in by hand and share that connection (ControlMaster of OpenSSH)")
+    assert Case(dialect).explain(**found).startswith(REFUSED)
+    assert OpenSSH.read(half, ANSWERED, aside=True) is None  # a step of a jump host's login is none of this one
 
 
 def test_the_fingerprint_of_an_unknown_key_is_shown():
@@ -1378,6 +1505,10 @@ def test_how_long_was_waited_is_told_only_where_it_is_known():
         assert Case(OpenSSH).explain(**found).startswith("host did not answer within 15 s; ")
         assert Case(OpenSSH, connect_seconds=60).explain(**found).startswith("host did not answer within 60 s; ")
         assert Case(OpenSSH, connect_seconds=0).explain(**found).startswith("host did not answer; ")
+    notes = ["debug1: connect to address 192.0.2.{} port 22: Connection timed out".format(n) for n in (7, 8)]
+    notes += ["debug1: connect to address ::1 port 22: Connection refused"]
+    text = Case(OpenSSH).explain(said=timeout, notes=notes)
+    assert text.startswith("host did not answer within 15 s at each of 2 addresses; check the name, ")
     assert "did not come to an end within 150 s" in Case(OpenSSH).explain(stopped_by="no login")
 
 
@@ -1441,10 +1572,56 @@ PATH = "/opt/licensed/14.1/WolframKernel"
         (
             3,
             ["Segmentation fault"],
-            "the kernel {} ended before it called back, with exit code 3; run it by hand: ssh ",
+            "the kernel {} ended before it called back, with exit code 3 (Segmentation fault); run it by hand: ",
         ),
+        (
+            1,
+            ["This account is currently not available.", "Connection to host closed.", "", "---"],
+            "the kernel {} ended before it called back, with exit code 1 (This account is currently not",
+        ),
+        (
+            127,
+            [
+                "/etc/profile.d/modules.sh: line 7: tclsh: command not found",
+                PATH + ": line 2: module: command not found",
+                PATH + ": line 3: exec: WolframKernel: not found",
+                "Connection to 192.0.2.7 closed.",
+            ],
+            "{0} on host could not start the kernel: {0}: line 3: exec: WolframKernel: not found; run it by ",
+        ),
+        (
+            127,
+            [PATH + ": 3: exec: WolframKernel: not found"],  # dash
+            "{0} on host could not start the kernel: {0}: 3: exec: WolframKernel: not found; run it by hand: ",
+        ),
+        (
+            126,
+            [PATH + ": line 3: /opt/math: Permission denied"],
+            "{0} on host could not start the kernel: {0}: line 3: /opt/math: Permission denied; run it by hand: ",
+        ),
+        (
+            126,
+            ["bash: line 1: " + PATH + ": /bin/sh^M: bad interpreter: No such file or directory"],
+            "{0} on host could not start the kernel: bash: line 1: {0}: /bin/sh^M: bad interpreter: No such file",
+        ),
+        (
+            127,
+            ["bash: line 1: " + PATH + ": cannot execute: required file not found"],
+            "{0} on host could not start the kernel: bash: line 1: {0}: cannot execute: required file not found; ",
+        ),
+        (
+            127,
+            ["zsh:1: " + PATH + ": bad interpreter: /no/sh: no such file or directory"],
+            "{0} on host could not start the kernel: zsh:1: {0}: bad interpreter: /no/sh: no such file",
+        ),
+        (127, ["sh: 1: " + PATH + ": not found"], "there is no kernel"),
+        (127, ["/etc/bash.bashrc: line 3: required file not found"], "there is no kernel"),
         (0, [], "the kernel {} ended before it called back, with exit code 0; run it by hand: ssh "),
-        (3, ["a licenseless kernel"], "the kernel {} ended before it called back, with exit code 3"),
+        (
+            3,
+            ["a licenseless kernel"],
+            "the kernel {} ended before it called back, with exit code 3 (a licenseless",
+        ),
     ],
 )
 def test_a_kernel_that_ended_before_it_called_back_is_explained(status, printed, reason):
@@ -1452,6 +1629,30 @@ def test_a_kernel_that_ended_before_it_called_back_is_explained(status, printed,
         stage=STARTED, ended=True, status=status, printed=printed
     )
     assert text.startswith(reason.format(PATH))
+
+
+@pytest.mark.parametrize("path", ["~/bin/WolframKernel", "$HOME/bin/WolframKernel", "bin/WolframKernel"])
+def test_a_script_is_known_by_its_path_as_the_shell_writes_it(path):
+    said = "/home/john/bin/WolframKernel: line 3: exec: math: not found"
+    text = Case(OpenSSH, "host", path, LINK).explain(stage=STARTED, ended=True, status=127, printed=[said])
+    assert text.startswith("{} on host could not start the kernel: {}; ".format(path, said))
+
+
+def test_a_kernel_that_a_signal_ended_before_it_called_back_is_told():
+    """A client has no code for that but the one of its own failures."""
+    ended = "debug1: client_input_channel_req: channel 0 rtype exit-signal reply 0"
+    facts = facts_of(*(SESSION + [ended, "debug1: Exit status -1"]))
+    assert (facts.ended, facts.signal, facts.status) == (True, True, None)
+    assert not facts_of(*(SESSION + [ended.replace("signal", "status"), "debug1: Exit status 9"])).signal
+    for code in (255, 127):
+        text = Case(OpenSSH).explain(stage=STARTED, ended=True, signal=True, code=code, printed=["no licence"])
+        start = "the kernel {} was ended by a signal (out of memory?) before it called back; run it by hand: "
+        assert text.startswith(start.format(KERNEL))
+    # A client that shares a connection has the same code for a kernel that ends with 255 by itself.
+    text = Case(OpenSSH).explain(stage=STARTED, ended=True, shared=True, code=255)
+    assert ", with exit code 255, or by a signal (out of memory?); run it by hand: " in text
+    facts = facts_of(*(PLINK_SESSION + ['Session exited on unrecognised signal "KILL"']), dialect=Plink)
+    assert (facts.ended, facts.signal) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -1534,21 +1735,36 @@ def test_what_became_of_a_kernel_that_had_been_started():
     held = case.explain(stage=STARTED, connected=False, ended=True, stopped_by="links held", killed=True)
     assert held.startswith("the kernel {} ended before it called back; ".format(KERNEL))
     never = case.explain(stage=STARTED, stopped_by="no kernel", killed=True)
-    assert never.startswith("the kernel has not called back within 120 s; run it by hand: ssh ")
+    assert never.startswith("the kernel has not called back within 120 s; run it by hand: ssh -l john -tt host ")
+    assert never.endswith("; a start-up file there may start another shell where there is a terminal: try --relay")
+    never = case.explain(settings(terminal=False), stage=STARTED, stopped_by="no kernel", killed=True)
+    assert never.startswith("the kernel has not called back within 120 s; run it by hand: ssh -l john host ")
+    assert "start-up file" not in never
+    relayed = Case(OpenSSH, "--relay", "john@host", KERNEL, LINK)
+    assert relayed.explain(stage=STARTED, stopped_by="no kernel").endswith(KERNEL + "\"'")
     unknown = case.explain(stage=STARTED, ended=True, killed=True)
     assert ", with exit code" not in unknown
     assert unknown.startswith("the kernel {} ended before it called back; ".format(KERNEL))
 
 
 @pytest.mark.parametrize(
-    "table", [tunnel.DIAGNOSES, tunnel.JUMP_DIAGNOSES, tunnel.LICENCE_DIAGNOSES, tunnel.SHELL_DIAGNOSES]
+    "table",
+    [
+        tunnel.DIAGNOSES,
+        tunnel.JUMP_DIAGNOSES,
+        tunnel.ACCOUNT_DIAGNOSES,
+        tunnel.SCRIPT_DIAGNOSES,
+        tunnel.LICENCE_DIAGNOSES,
+        tunnel.SHELL_DIAGNOSES,
+    ],
 )
 def test_every_row_of_the_diagnoses_can_be_formatted(table):
-    words = {name: name for name in ("host", "kernel", "seconds", "by_hand", "said", "aside")}
+    words = {name: name for name in WORDS}
     for _, what, advice in table:
         assert "\n" not in what + advice
         line = tunnel.diagnose([("x", what, advice)], ["x"], words)
-        assert line == "{}; {}".format(what, advice).format(found="x", methods="", fingerprint="", **words)
+        given = dict(words, found="x", methods="", fingerprint="", who=None)
+        assert line == "{}; {}".format(what, advice).format(**given)
 
 
 def test_a_row_is_for_whole_lines_and_the_first_row_counts():
@@ -1558,6 +1774,24 @@ def test_a_row_is_for_whole_lines_and_the_first_row_counts():
     assert tunnel.diagnose(table, ["ab", "ba", "A"], {}) is None
     assert tunnel.diagnose(table, ["A"], {}, any_case=True) == "first; x"
     assert tunnel.diagnose(table, [], {}) is None
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("plain \u00e4 \udcff", "plain \u00e4 \udcff"),
+        ("a\x05b\x14\x1a\x7f", "a\\x05b\\x14\\x1a\\x7f"),
+        ("\x1b[31mred\x9b0m", "\\x1b[31mred\\x9b0m"),
+        ("a\tb\rc", "a b\\x0dc"),
+        ("one\ntwo", "one\ntwo"),
+    ],
+)
+def test_what_others_say_brings_no_control_characters_into_a_line(text, shown, log, capsys):
+    assert tunnel.visible(text) == shown
+    log.write(text)
+    assert text_of(log).partition(b" ")[2] == shown.encode("utf-8", "surrogateescape") + b"\n"
+    tunnel.say(text.replace("\udcff", ""))
+    assert capsys.readouterr().err == "tunnel: {}\n".format(shown.replace("\udcff", ""))
 
 
 def test_braces_in_what_was_said_stay_as_they_are():
