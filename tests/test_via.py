@@ -8,7 +8,7 @@ import pytest
 import relay_rig
 import rig
 from conftest import make_machine
-from test_relay import SERVER, alter, count, logged, nothing_left, quits
+from relays import SERVER, alter, count, logged, nothing_left, quits
 from via_rig import check, ends_with, running, via
 
 import tunnel

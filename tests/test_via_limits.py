@@ -2,7 +2,7 @@
 
 import pytest
 import rig
-from test_relay import alter, came_back, kill_client
+from relays import alter, came_back, kill_client
 from via_rig import ends_with, make_cluster, nothing_remains, running, via
 
 

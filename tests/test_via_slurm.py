@@ -8,7 +8,7 @@ import signal
 import pytest
 import relay_rig
 import rig
-from test_relay import Bulk, alter, came_back, count, kill_client, logged, quits, relay_folder
+from relays import Bulk, alter, came_back, count, kill_client, logged, quits, relay_folder
 from via_rig import SRUN, check, ends_with, make_cluster, nothing_remains, running, via
 
 QUEUED = "queued and waiting for resources"

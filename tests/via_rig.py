@@ -9,7 +9,7 @@ import relay_rig
 import rig
 import slurm_rig
 from conftest import make_machine
-from test_relay import SERVER, relay_folder
+from relays import SERVER, relay_folder
 
 SRUN = "srun -n1 -u"
 
