@@ -443,8 +443,8 @@ def pass_all(arguments, pythons, late):
     if not pythons or not all(python.inside.result() for python in pythons):
         return 1
     files, options = chosen(arguments)
-    # All of it runs on the newest Python; on the oldest every twelfth test that launches something.
-    samples = {python: "1" if arguments or python is pythons[-1] else "12" for python in pythons}
+    # All of it runs on the newest Python; on the oldest every twentieth test that launches something.
+    samples = {python: "1" if arguments or python is pythons[-1] else "20" for python in pythons}
     rig.sweep()
     contained = can_contain()
     report = run_all(

@@ -280,7 +280,6 @@ WAYS = {  # client, role and arguments of a launch
     "shared": ("ssh", "shared"),
     "relay": ("ssh", "callback", "--relay"),
     "plink": ("plink", "classic"),
-    "plink, relay": ("plink", "callback", "--relay"),
 }
 ways = pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 
