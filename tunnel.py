@@ -608,6 +608,8 @@ class OpenSSH:
         Form("mux_client_request_session: session request failed: *", "full", BEFORE_START),
         Form("Control socket connect(*): *", "stale", (SILENT,)),
         Form('debug1: Control socket "*" does not exist', "stale", (SILENT,)),
+        Form("muxclient: master * failed", "stale", BEFORE_START),
+        Form("mux_client_request_session: read from master failed: *", "stale", BEFORE_START),
         Form("mux_client_forward: forwarding request failed: *", "mux forward", BEFORE_START),
         # Forwards.
         Form("Error: remote port forwarding failed for listen port *", "port", BEFORE_START),

@@ -128,8 +128,9 @@ def test_a_forward_of_the_configuration_that_fails_is_no_obstacle(desk, machine,
         release()
     assert machine.kernel_starts() == before + len(ROLES)
     for log in logs:
-        assert "without regard to it" in log
-        assert "next block" not in log
+        before, found, _ = log.partition("without regard to it")
+        # The server may not have taken the first try's ports back when the second asks for them.
+        assert found and "next block" not in before
 
 
 def test_an_x11_forward_that_was_asked_for_and_fails_is_harmless(desk, machine):

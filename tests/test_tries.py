@@ -113,6 +113,8 @@ SSH_LINES = [
     ),
     ("Control socket connect(/run/user/1/tunnel/x-0): Connection refused", "stale", (SILENT,), None),
     ('debug1: Control socket "/run/user/1/tunnel/x-0" does not exist', "stale", (SILENT,), None),
+    ("muxclient: master hello exchange failed", "stale", BEFORE_START, None),
+    ("mux_client_request_session: read from master failed: Broken pipe", "stale", BEFORE_START, None),
     (
         "mux_client_forward: forwarding request failed: remote port forwarding failed for listen port 53994",
         "mux forward",
@@ -654,6 +656,9 @@ FOREIGN = "foreign forward"
         ("Control socket connect(/home/john/.ssh/master): Connection refused", {}, None),  # the user's own
         ("Control socket connect(/run/x-0): Connection refused", {"share": "/run/x-0"}, "stale"),
         ('debug1: Control socket "/run/x-0" does not exist', {"share": "/run/x-0"}, "stale"),
+        ("muxclient: master hello exchange failed", {"share": "/run/x-0"}, "stale"),
+        ("muxclient: master forward request failed", {"share": "/run/x-0"}, "stale"),
+        ("mux_client_request_session: read from master failed: Broken pipe", {"share": "/run/x-0"}, "stale"),
         ("mux_client_request_session: session request failed: Session open refused", {}, "full"),
         ("mux_client_request_session: session request failed: Session open refused", {"share": "/x"}, "full"),
         ("kex_exchange_identification: Connection closed by remote host", {}, "dropped"),
