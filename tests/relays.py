@@ -10,6 +10,7 @@ import threading
 import pytest
 import relay_rig
 import rig
+from conftest import make_machine
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 QUICK = {"DEAD_SECONDS": 1.5, "PING_SECONDS": 0.4}  # so that a silent connection is noticed soon
@@ -17,8 +18,14 @@ SERVER = ["AllowTcpForwarding no"]
 OTHERS = [sys.executable, sys.executable.replace("py3.13", "py3.6"), sys.executable.replace("py3.6", "py3.13")]
 
 
-def tidy(desk, machine):
-    """A desk for a test, after which nothing is left of it."""
+@pytest.fixture(scope="module")
+def machine(request):
+    return make_machine(request, password=True, sshd_options=SERVER)
+
+
+@pytest.fixture
+def desk(desk, machine):
+    """A desk for a test, after which nothing is left of it on either machine."""
     yield desk
     try:
         desk.close()

@@ -13,6 +13,7 @@ import time
 
 import frontend
 import pytest
+import relays
 import rig
 from conftest import make_machine
 from relays import (
@@ -36,18 +37,9 @@ from relays import (
     relay_folder,
     sockets,
     ssh_clients,
-    tidy,
 )
 
-
-@pytest.fixture(scope="module")
-def machine(request):
-    return make_machine(request, password=True, sshd_options=SERVER)
-
-
-@pytest.fixture
-def desk(desk, machine):
-    yield from tidy(desk, machine)
+machine, desk = relays.machine, relays.desk
 
 
 # -- launches that succeed

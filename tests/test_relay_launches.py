@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import relays
 import rig
 from conftest import make_machine
 from relays import (
@@ -26,18 +27,9 @@ from relays import (
     nothing_left,
     quits,
     ssh_clients,
-    tidy,
 )
 
-
-@pytest.fixture(scope="module")
-def machine(request):
-    return make_machine(request, password=True, sshd_options=SERVER)
-
-
-@pytest.fixture
-def desk(desk, machine):
-    yield from tidy(desk, machine)
+machine, desk = relays.machine, relays.desk
 
 
 # -- launches that fail
