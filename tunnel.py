@@ -3039,12 +3039,11 @@ def can_ask(environ, program):
     if not path:
         try:
             with open(program, "rb") as stream:
-                data = stream.read()
+                before, found, _ = stream.read().partition(b"/ssh-askpass")
         except OSError:
             return True
-        end = data.find(b"/ssh-askpass") + len("/ssh-askpass")
-        path = os.fsdecode(data[max(data.rfind(each, 0, end) for each in (b"\0", b" ")) + 1 : end])
-        if not path.startswith("/"):
+        path = os.fsdecode(before[-PATH_LENGTH:].replace(b" ", b"\0").rpartition(b"\0")[2] + found)
+        if not found or not path.startswith("/"):
             return True  # it starts another program
     return "/" not in path or os.access(path, os.X_OK)
 
@@ -4007,7 +4006,7 @@ class Launch:
             guarded=asked and "terminal" not in known and request.relay is None,
             forced=wish == "force",
             separate=separate,
-            asks=WINDOWS or can_ask(os.environ, self.program),
+            asks=WINDOWS or not ssh or can_ask(os.environ, self.program),
             share="" if self.shared else None,
         )
 

@@ -3661,7 +3661,7 @@ def no_relay(tunnel, work, session, facts):
     found = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES, said + facts.said, words)
     if found:
         return found
-    last = (["it said nothing"] + said)[-1][:200]
+    last = (["it said nothing"] + said)[-1][: tunnel.QUOTED_LENGTH]
     if session.near.echo:
         last = "which sends back what it is sent, as cat does; it may be a command in authorized_keys"
     host = work.request.destination.host

@@ -662,8 +662,9 @@ def test_whether_ssh_can_ask_somebody(tmp_path):
     assert tunnel.can_ask(dict(at_a_desktop, SSH_ASKPASS=str(there)), str(here))
     assert tunnel.can_ask({"SSH_ASKPASS": "one-along-the-path"}, str(here))
     assert not tunnel.can_ask(dict(at_a_desktop, SSH_ASKPASS="/none"), str(here))
-    here.write_text("#!/bin/sh\nexec ssh2\n")
-    assert tunnel.can_ask(at_a_desktop, str(here))
+    for start in ("#!/bin/sh", "#! /bin/sh"):
+        here.write_text(start + "\nexec ssh2\n")
+        assert tunnel.can_ask(at_a_desktop, str(here))
     assert tunnel.can_ask(at_a_desktop, str(tmp_path / "none"))
 
 
