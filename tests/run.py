@@ -3,9 +3,10 @@
 
 usage: python3 tests/run.py [pytest arguments]
 
-Each file of tests has a pytest of its own for each Python, several of them at once, the longest first, since they
-wait more than they compute. What one has said is printed in full if it has failed. Arguments that name files or
-tests restrict the run to those; all others go to every pytest.
+Each file of tests has a pytest of its own on the newest Python; on the oldest, which passes only a sample of what
+launches kernels, a few share one. Several run at once, the longest first, since they wait more than they compute.
+What one has said is printed in full if it has failed. Arguments that name files or tests restrict the run to those,
+in full on both; all others go to every pytest.
 
 As root on Debian the missing packages are installed; elsewhere they are named, and what needs them is
 skipped (with ``CI`` set, nothing is: it fails). pytest and Mathics3 go into ``.venvs`` beside the tests.
@@ -33,7 +34,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 VENVS = os.path.join(ROOT, ".venvs")
 DURATIONS = os.path.join(VENVS, "durations.json")
 WORKERS = 8
-FILE_SECONDS = 400  # then a file of tests is stopped, and has failed
+PARTS = 4  # of what runs on the oldest Python
+FILE_SECONDS = 400  # then a pytest is stopped, and has failed
 PACKAGES = {  # what has to be on PATH, and Debian's package for it
     "sshd": "openssh-server",
     "ssh": "openssh-client",
@@ -278,7 +280,7 @@ def chosen(arguments):
 
 
 def durations():
-    """How many seconds each file took on each Python, as far as that is known."""
+    """How many seconds each job took, as far as that is known."""
     try:
         with open(DURATIONS) as stream:
             return json.load(stream)
@@ -297,16 +299,20 @@ def guess(path):
 
 
 class Job:
-    """One file of tests on one Python.
+    """One pytest: some files of tests, mostly one, on one Python.
 
+    :param files: for each file what pytest is told
+    :param options: what else it is told
     :param more: called when it begins, for what else is in its environment
     """
 
-    def __init__(self, python, path, words, environment, contained=False, more=dict):
-        self.python, self.path, self.words = python, path, words
+    def __init__(self, python, files, options, environment, contained=False, more=dict):
+        self.python = python
+        self.words = options + [word for words in files.values() for word in words]
         self.environment, self.more = environment, more
         self.contained = contained
-        self.name = "{} on Python {}".format(path, python.name)
+        self.guess = sum(map(guess, files))
+        self.name = "{} on Python {}".format(" ".join(sorted(files)), python.name)
         self.process = None
         self.seconds = 0.0
 
@@ -365,6 +371,14 @@ class Job:
             self.process.wait()
 
 
+def split(files):
+    """The files of tests in a few parts that take about as long: of most of them only a sample is passed on the
+    oldest Python, for which a pytest of its own takes longer to start than to run."""
+    longest_first = sorted(files, key=lambda path: -guess(path))
+    parts = [longest_first[number::PARTS] for number in range(PARTS)]
+    return [{path: files[path] for path in part} for part in parts if part]
+
+
 def container(folder):
     """The beginning of a command line that runs the rest in a container, with ``folder`` as its /tmp."""
     return CONTAINER + [CONTAINED, "sh", folder, ROOT]
@@ -409,13 +423,13 @@ class Report:
             why = "exit code {}".format(job.process.returncode)
             why = "stopped after {} s".format(FILE_SECONDS) if late else why
             say("FAILED, {:.1f} s, {}: {}\n{}".format(job.seconds, why, job.name, output.rstrip()))
-        self.known[job.path + " " + job.python.name] = round(job.seconds, 1)
+        self.known[job.name] = round(job.seconds, 1)
 
 
 def run_all(jobs):
     """Run the jobs, as many at a time as there are workers; returns what they reported."""
     report = Report()
-    jobs.sort(key=lambda job: -report.known.get(job.path + " " + job.python.name, guess(job.path)))
+    jobs.sort(key=lambda job: -report.known.get(job.name, job.guess))
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         waiting = [pool.submit(job.run, report) for job in jobs]
         try:
@@ -443,24 +457,19 @@ def pass_all(arguments, pythons, late):
     if not pythons or not all(python.inside.result() for python in pythons):
         return 1
     files, options = chosen(arguments)
-    # All of it runs on the newest Python; on the oldest every twentieth test that launches something.
-    samples = {python: "1" if arguments or python is pythons[-1] else "20" for python in pythons}
     rig.sweep()
     contained = can_contain()
-    report = run_all(
-        [
-            Job(
-                python,
-                path,
-                options + words,
-                dict(os.environ, TUNNEL_SAMPLE=samples[python]),
-                contained,
-                late.get(path, dict),
-            )
-            for path, words in sorted(files.items())
-            for python in (pythons[-1:] if path in ONCE else pythons)
-        ]
-    )
+    jobs = []
+    for python in pythons:
+        newest = python is pythons[-1]
+        # All of it runs on the newest Python; on the oldest every twentieth test that launches something.
+        environment = dict(os.environ, TUNNEL_SAMPLE="1" if arguments or newest else "20")
+        here = {path: words for path, words in sorted(files.items()) if newest or path not in ONCE}
+        parts = [{path: words} for path, words in here.items()] if arguments or newest else split(here)
+        for part in parts:
+            more = late.get(next(iter(part)), dict)
+            jobs.append(Job(python, part, options, environment, contained, more))
+    report = run_all(jobs)
     if not arguments:
         with open(DURATIONS, "w") as stream:
             json.dump(report.known, stream, indent=1, sort_keys=True)
