@@ -4,9 +4,9 @@
 usage: python3 tests/run.py [pytest arguments]
 
 Each file of tests has a pytest of its own on the newest Python; on the oldest, which passes only a sample of what
-launches kernels, a few share one. Several run at once, the longest first, since they wait more than they compute.
-What one has said is printed in full if it has failed. Arguments that name files or tests restrict the run to those,
-in full on both; all others go to every pytest.
+launches kernels, a few share one. Several run at once, the longest first, since they wait more than they
+compute. What one has said is printed in full if it has failed. Arguments that name files or tests restrict the run
+to those, in full on both; all others go to every pytest.
 
 As root on Debian the missing packages are installed; elsewhere they are named, and what needs them is
 skipped (with ``CI`` set, nothing is: it fails). pytest and Mathics3 go into ``.venvs`` beside the tests.

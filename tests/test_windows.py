@@ -120,6 +120,10 @@ class Machine:
             text = stream.read().rpartition("pid=")[2]
         return [line.partition("=")[2] for line in text.splitlines() if line.startswith(key + "=")]
 
+    def called(self, seconds=30):
+        """Wait until there is a plink.exe: a launcher of compute kernels may return before."""
+        rig.wait_until(lambda: os.path.exists(self.record) and self.recorded(), seconds, "plink.exe")
+
     def log_paths(self):
         found = []
         for root, _, names in os.walk(self.wine.unix(self.wine.front_end)):
@@ -191,7 +195,7 @@ def test_install_puts_batch_files_and_pins_this_python(wine):
 
 def test_a_controller_kernel(windows):
     launcher = windows.start("tunnel.bat", "john@host.example.com:2222", KERNEL, LINK)
-    rig.wait_until(lambda: os.path.exists(windows.record) and windows.recorded(), 30, "plink.exe")
+    windows.called()
     assert launcher.poll() is None  # it stays as long as its kernel does
     arguments = windows.recorded()
     assert arguments[1:8] == ["-batch", "-v", "-ssh", "-x", "-t", "-A", "-P"]
@@ -227,6 +231,7 @@ def test_a_compute_kernel_is_launched_detached(windows):
     code, output, errors = windows.launch("tunnel_sub.bat", "host", "/opt/My Kernels/10.1/math", LINK)
     assert (code, output, errors) == (0, "", "")
     assert time.monotonic() - begin < 20
+    windows.called()
     assert windows.plinks()  # and it still runs
     assert windows.recorded()[-1].startswith('"/opt/My Kernels/10.1/math" -wstp -LinkMode Connect')
     windows.stop()
@@ -239,6 +244,7 @@ def test_a_password_goes_through_a_file_that_is_gone_at_once(windows):
     code, _, errors = windows.launch("tunnel_sub.bat", host, KERNEL, LINK)
     assert (code, errors) == (0, "")
     secret = rig.PASSWORD.replace("!", "&")
+    windows.called()
     assert windows.recorded("password") == [secret]
     arguments = windows.recorded()
     assert secret not in " ".join(arguments)
