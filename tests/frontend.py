@@ -165,7 +165,7 @@ class FrontEnd:
             wire.read_strings(main, 1)
         elif self.role == "classic":
             for name in wire.read_strings(main, 2):
-                self.channels += wire.handshake_connecting(wire.ends_of(name))
+                self.channels += wire.handshake_connecting(wire.ends_of(name), socket.create_connection)
 
     def _hang_up_without_launcher(self, stands):
         """Make ``_accept`` fail, wherever it waits, when the launcher fails before the channels stand."""

@@ -30,11 +30,11 @@ Then it echoes what comes on each channel, but for lines on the data channel of 
                         neither SIGTERM nor SIGHUP ends
 """
 
+import _signal  # as the modules above these take longer to import than all else here
+import _socket
+import _thread
 import os
-import signal
-import socket
 import sys
-import threading
 import time
 
 BOOT_SECONDS = 1.5
@@ -66,13 +66,43 @@ def read_until(connection, end):
     return data
 
 
-def handshake_connecting(ends):
+def connect(address, seconds):
+    connection = _socket.socket()
+    connection.settimeout(seconds)
+    connection.connect(address)
+    return connection
+
+
+def accept(listener):
+    """A connection of the listener's own class."""
+    descriptor, _ = listener._accept()
+    return type(listener)(fileno=descriptor)
+
+
+def in_thread(act, *arguments):
+    """Call a function in a thread; returns a lock that is free when it has returned."""
+    over = _thread.allocate_lock()
+    over.acquire()
+
+    def run():
+        try:
+            act(*arguments)
+        except OSError:
+            pass  # nobody is there any more
+        finally:
+            over.release()
+
+    _thread.start_new_thread(run, ())
+    return over
+
+
+def handshake_connecting(ends, connect=connect):
     """What the connecting side of a link does (recorded from the WSTP library); both channels."""
-    (data_host, data_port), (message_host, message_port) = ends
-    data = socket.create_connection((data_host, data_port), PATIENCE)
+    data_end, message_end = ends
+    data = connect(data_end, PATIENCE)
     data.sendall(b"need_msg_portN")
     read_until(data, b"OKY")
-    message = socket.create_connection((message_host, message_port), PATIENCE)
+    message = connect(message_end, PATIENCE)
     data.sendall(b"Math Link")
     read_until(data, b"Math Link")
     data.sendall(b" 6")
@@ -86,12 +116,12 @@ def handshake_connecting(ends):
 
 def handshake_listening(listeners):
     """What the listening side does; both channels, which wait as long as the listeners do."""
-    data, _ = listeners[0].accept()
+    data = accept(listeners[0])
     data.settimeout(listeners[0].gettimeout())
     read_until(data, b"need_msg_portN")
     data.sendall(b"OK")
     data.sendall(b"Y")
-    message, _ = listeners[1].accept()
+    message = accept(listeners[1])
     message.settimeout(listeners[1].gettimeout())
     read_until(data, b"Math Link")
     data.sendall(b"Math Link")
@@ -144,7 +174,8 @@ def ends_of(link_name):
 class Kernel:
     def __init__(self, argv):
         self.argv = argv
-        self.ended = threading.Event()
+        self.running = _thread.allocate_lock()
+        self.running.acquire()
         self.computing = False
         self.code = 0
         self.channels, self.behaviour = [], []
@@ -175,9 +206,9 @@ class Kernel:
             return 1
         if "early" in self.behaviour or self.given("exit"):
             return int((self.given("exit") or [3])[0])
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _signal.signal(_signal.SIGTERM, _signal.SIG_IGN)
         if "silent" in self.behaviour:
-            signal.pause()
+            _signal.pause()
         link = self.argv[self.argv.index("-LinkName") + 1]
         main = handshake_connecting(ends_of(link))
         self.channels = list(main)
@@ -185,8 +216,8 @@ class Kernel:
             self.channels += self.listen(main, link) if "classic" in self.behaviour else self.call_back(main)
         self.computing = "computing" in self.behaviour
         for channel in self.channels:
-            threading.Thread(target=self.echo, args=(channel, channel is main[0]), daemon=True).start()
-        while not self.ended.wait(3600):
+            in_thread(self.echo, channel, channel is main[0])
+        while not self.running.acquire(timeout=3600):
             pass
         return self.code
 
@@ -204,8 +235,8 @@ class Kernel:
         for first in (base + 1, base + 3):
             listeners = []
             for port in (first, first + 1):
-                listener = socket.socket()
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener = _socket.socket()
+                listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
                 listener.bind(("127.0.0.1", port))
                 listener.listen(1)
                 listeners.append(listener)
@@ -227,7 +258,7 @@ class Kernel:
             else:
                 channel.sendall(data)
         if is_main and not self.computing:
-            self.ended.set()
+            self.stop()
 
     def obey(self, channel, command, number="0"):
         size = int(number)
@@ -241,13 +272,10 @@ class Kernel:
             self.end(0)
         elif command == "!flood-all":
             writers = [
-                threading.Thread(target=each.sendall, args=(pattern(size, position),), daemon=True)
-                for position, each in enumerate(self.channels)
+                in_thread(each.sendall, pattern(size, position)) for position, each in enumerate(self.channels)
             ]
             for writer in writers:
-                writer.start()
-            for writer in writers:
-                writer.join()
+                writer.acquire()
             self.end(0)
         elif command == "!print":
             self.print_lines(size)
@@ -256,10 +284,14 @@ class Kernel:
             self.leave_orphan()
             self.end(0)
 
+    def stop(self):
+        if self.running.locked():
+            self.running.release()
+
     def end(self, code):
         self.code = code
-        self.ended.set()
-        signal.pause()  # not a byte more is read or written until the process ends
+        self.stop()
+        _signal.pause()  # not a byte more is read or written until the process ends
 
     @staticmethod
     def print_lines(size):
@@ -273,7 +305,7 @@ class Kernel:
 
     def leave_orphan(self):
         # Before this process ends, which hangs up on the other.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGTERM})
+        _signal.pthread_sigmask(_signal.SIG_BLOCK, {_signal.SIGHUP, _signal.SIGTERM})
         if os.fork():
             return
         for channel in self.channels:
@@ -282,4 +314,6 @@ class Kernel:
 
 
 if __name__ == "__main__":
-    sys.exit(Kernel(sys.argv[1:]).run())
+    exit_code = Kernel(sys.argv[1:]).run()
+    sys.stdout.flush()
+    os._exit(exit_code)  # wherever the threads are

@@ -424,7 +424,7 @@ def test_a_front_end_that_lives_is_not_taken_for_a_dead_one(desk, machine, users
     for position in range(1, 6):
         half.half_close(position)
     compute([idle, less, half])
-    sent = os.urandom(1 << 25)
+    sent = os.urandom(1 << 24)
     writer = threading.Thread(target=busy.channels[0].sendall, args=(sent,), daemon=True)
     writer.start()
     busy.busy(4)
