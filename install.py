@@ -102,7 +102,11 @@ TUNNEL_DROPIN=$self
 export TUNNEL_DROPIN
 exec "$python" -SEs -c 'import sys
 sys.path = [sys.argv.pop(1)] + [path for path in sys.path if path]
-import {script}
+try:
+    import {script}
+except (EOFError, TypeError, ValueError): # its byte code was cut short, as on a disk that is full
+    sys.implementation.cache_tag = None
+    import {script}
 sys.exit({script}.main())' "$here" "$@"
 """
 
@@ -115,7 +119,10 @@ set "python={windowless}"
 for %%f in (--check --dry-run --help --version) do if "%~1"=="%%f" set "python={python}"
 if not exist "%python%" goto gone
 set "code=import sys; sys.path = [sys.argv.pop(1)] + [path for path in sys.path if path]"
-set "code=%code%; import {script}; sys.exit({script}.main())"
+rem Byte code may have been cut short, as on a disk that is full.
+set "code=%code%; exec('try: import {script}\\nexcept (EOFError, TypeError, ValueError):"
+set "code=%code%\\n sys.implementation.cache_tag = None\\n import {script}')"
+set "code=%code%; sys.exit({script}.main())"
 "%python%" -SEs -c "%code%" "%~dp0." %*
 exit /b %ERRORLEVEL%
 :gone

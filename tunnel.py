@@ -610,6 +610,7 @@ class OpenSSH:
         Form('debug1: Control socket "*" does not exist', "stale", (SILENT,)),
         Form("muxclient: master * failed", "stale", BEFORE_START),
         Form("mux_client_request_session: read from master failed: *", "stale", BEFORE_START),
+        Form("mux_client_forward: write packet: *", "stale", BEFORE_START),
         Form("mux_client_forward: forwarding request failed: *", "mux forward", BEFORE_START),
         # Forwards.
         Form("Error: remote port forwarding failed for listen port *", "port", BEFORE_START),
@@ -1277,6 +1278,11 @@ DIAGNOSES = (
         "check it, then accept it once by hand: {by_hand}",
     ),
     (
+        r".*host key.* is marked as revoked.*|.* host key for .* was revoked .*",
+        "the host key of {host} has been revoked here (known_hosts)",
+        "ask who runs that machine: this may be an attack",
+    ),
+    (
         r"Host key verification failed\.",
         "the host key of {host} was refused",
         "connect once by hand: {by_hand}",
@@ -1287,6 +1293,11 @@ DIAGNOSES = (
         r"|Non-recoverable failure in name resolution)",
         "the name {host} could not be looked up",
         "no name server answers: check the network and VPN",
+    ),
+    (
+        r"bind \S+: .*|getifaddrs: .*",
+        "this machine lacks the address from which ssh is to connect ({found})",
+        "connect the VPN that has it, or take BindAddress out of ~/.ssh/config",
     ),
     (
         r"\S+: Could not resolve host.*"
@@ -1359,8 +1370,14 @@ DIAGNOSES = (
         "{host} {closed}",
         "{advice}{aside}",
     ),
+    (
+        r"Connection to .* closed by remote host\.|client_loop: send disconnect: .*"
+        r"|\w+: .*: (?:Broken pipe|Connection reset by peer)",  # wherever ssh was just then
+        "{host} {closed}",
+        "{advice}{aside}",
+    ),
 )
-# When a server has closed a connection, and what to do: before the key exchange, and after it.
+# When a server has closed a connection, and what to do: before the key exchange, after it, and after the login.
 CLOSED = (
     {
         "closed": "closed the connection before the login",
@@ -1370,7 +1387,14 @@ CLOSED = (
         "closed": "closed the connection during the login",
         "advice": "it may not let this account in, or not wait as long as the login takes; ask who runs it",
     },
+    {
+        "closed": "closed the connection right after the login",
+        "advice": "the network may have failed, or the server cannot give this account a session (ChrootDirectory,"
+        " PAM); try again, or ask who runs it",
+    },
 )
+# Lines of a client that are no reason for anything.
+NO_REASON = ("Authenticated to ", "Forwarded port opened", "Warning: Permanently added ")
 
 # The same for what a server says of an account that it lets in, but not to do anything.
 ACCOUNT_DIAGNOSES = (
@@ -1417,6 +1441,11 @@ SCRIPT_DIAGNOSES = (
     ),
 )
 LIBRARY_DIAGNOSES = (
+    (
+        r"the kernel cannot be started: .*",  # says the relay
+        "{found} ({kernel} on {host})",
+        "what a kernel needs may have run out there: processes, open files, terminals, ports",
+    ),
     (
         r".*(?:error while loading shared libraries|symbol lookup error|version `\S+' not found).*"
         r"|.*Library not loaded.*",
@@ -1512,7 +1541,7 @@ def words_for(launch, facts, settings, request):
     silent = [line for line in facts.notes if line.startswith("debug1: connect to address ")]
     addresses = sum(line.endswith(" timed out") for line in silent)
     return dict(
-        CLOSED[facts.reached],
+        CLOSED[2 if facts.stage >= LOGGED_IN else facts.reached],
         host=there.host,
         kernel=request.kernel.path,
         login=printable(login + [there.host]),
@@ -1548,7 +1577,7 @@ def explain_kernel(facts, words):
             " has left behind, keeps its links open"
         )
     if not facts.kernel_ended:
-        said = [line for line in facts.said if not line.startswith(("Authenticated to ", "Forwarded port opened"))]
+        said = [line for line in facts.said if not line.startswith(NO_REASON)]
         last = (["it said nothing"] + facts.printed + said)[-1].strip()
         if not facts.killed and 128 < (facts.code or 0) < 160:
             last = "the client was ended by signal {}".format(facts.code - 128)
@@ -1631,7 +1660,10 @@ def explain_connection(dialect, facts, settings, words):
     if facts.obstacle == "refused":  # the client may have been ended before it could say so
         found = found or "{host} refused the login; ".format(**words) + CHECK_LOGIN.format(**words)
     found = found or diagnose(DIAGNOSES, notes, words)
-    last = (["it said nothing"] + facts.printed + said)[-1].strip()
+    said = facts.printed + [line for line in said if not line.startswith(NO_REASON)]
+    if facts.stage == LOGGED_IN and not (said or facts.killed):
+        found = found or "{host} {closed}; {advice}".format(**words)
+    last = (["it said nothing"] + said)[-1].strip()
     text = "{} failed with exit code {}: {}; try: {by_hand}"
     return found or text.format(dialect.kind, facts.code, last, **words)
 
@@ -1650,12 +1682,7 @@ def visible(text):
 
 def say(text):
     """One line for whoever looks; a front end shows it to nobody."""
-    if sys.stderr:
-        try:
-            sys.stderr.write("tunnel: {}\n".format(visible(text)))
-            sys.stderr.flush()
-        except OSError:
-            pass  # whoever was to read it has gone
+    put(sys.stderr, "tunnel: {}\n".format(visible(text)))
 
 
 def show(text):
@@ -1663,15 +1690,20 @@ def show(text):
 
     :returns: 0
     """
-    try:
-        if sys.stdout:
-            encoding = sys.stdout.encoding or "utf-8"
-            sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            sys.stdout.flush()
-    except OSError:
-        # What is left in the buffer must not fail again when Python ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    encoding = sys.stdout.encoding if sys.stdout else None
+    put(sys.stdout, text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8"))
     return 0
+
+
+def put(stream, text):
+    """Write to a standard stream, though there may be none, nobody may read it, or its disk may be full."""
+    try:
+        if stream:
+            stream.write(text)
+            stream.flush()
+    except OSError:
+        # What is left in the buffer must not fail again when Python ends, which would exit with 120.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def find_client(name, environ):
@@ -3098,7 +3130,7 @@ class Memory:
         values, descriptor = {}, None
         try:
             if self.path:
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
                 lock_soon(descriptor)
                 text = os.read(descriptor, 1 << 20).decode("utf-8", "surrogateescape")
                 values.update(line.rpartition("\t")[::2] for line in text.split("\n") if "\t" in line)
@@ -3545,6 +3577,8 @@ class Try:
             self._clean_up()
         facts = self.facts
         facts.code = self.client.code
+        if facts.stage < LOGGED_IN and facts.code == self.dialect.failure:
+            self.client.end()  # a chain of jump hosts may not end with the first of its clients
         if self.settings.guarded and facts.code == 1 and not facts.connected:
             if facts.shared and REFUSED_TERMINAL in facts.printed + facts.aside:
                 facts.meet("no terminal", REFUSED_TERMINAL)
@@ -3616,8 +3650,8 @@ class Try:
         for each in (self.board, self.way, self.keeper, self.pipe):
             if each:
                 each.close()
-        if self.client and self.client.code is None:
-            self.client.end(force=True)  # only a defect leaves one
+        if self.client and self.client.code is None and not self.session:
+            self.client.end(force=True)  # only a defect leaves one; that of a relay has to say goodbye first
         self.password.remove()
 
     def _expect_answer(self):
@@ -3795,11 +3829,33 @@ def the_relay():
     if folder not in sys.path:  # an embeddable Python, or a safe path
         sys.path.insert(0, folder)
     try:
-        import tunnel_relay
+        try:
+            import tunnel_relay
+        except DAMAGED:
+            sys.implementation.cache_tag = None
+            import tunnel_relay
+
+            forget_byte_code()
     except ModuleNotFoundError:
         text = "--relay: tunnel_relay.py is not beside tunnel.py; run install.py again"
         raise Fatal(text, EX_UNAVAILABLE) from None
     return tunnel_relay
+
+
+# What Python raises for byte code that was cut short, as a disk that is full does: it trusts the first bytes. The
+# drop-ins and tunnel_sub.py know them too, since this file may be the one. Without a tag only sources are read.
+DAMAGED = (EOFError, TypeError, ValueError)
+
+
+def forget_byte_code():
+    """Remove the byte code of these files, so that the next launch makes it anew."""
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__pycache__")
+    try:
+        for name in os.listdir(folder):
+            if name.startswith("tunnel"):
+                os.remove(os.path.join(folder, name))
+    except OSError:
+        pass  # then the sources are read each time
 
 
 def call_hub(path):
@@ -3881,6 +3937,7 @@ def hand_over(launch, caller):
     :param caller: a connection to it
     :returns: the exit code; None where it has gone without a word
     :raises Fatal: the kernel has not been started
+    :raises TimeoutError: it is there, but does not answer
     """
     request = launch.request
     words = (str(request.link), request.kernel.path, request.links, launch.log.path or os.devnull)
@@ -3889,7 +3946,7 @@ def hand_over(launch, caller):
         launch.log.write("ended by signal {}".format(launch.signal))
         return 128 + launch.signal
     if answer is None:
-        raise Fatal("the process that runs the kernels of this host does not answer; end it", 255)
+        raise TimeoutError("the process that runs the kernels of this host does not answer")
     if answer == b" " and request.via:
         raise Fatal("the process that ran the kernels of this host has ended before this one's job ran", 255)
     answer = answer.lstrip()
@@ -3970,17 +4027,35 @@ class Launch:
                 self.shared.release()
         return self._finish(facts, settings)
 
+    def join_hub(self):
+        """Have the hub run the kernel, where there is one that does.
+
+        :returns: the exit code, or None
+        :raises Fatal: the kernel has not been started
+        """
+        caller = call_hub(hub_path(self))
+        try:
+            return hand_over(self, caller) if caller else None
+        except TimeoutError as error:
+            self.log.write("{}: this kernel gets a relay of its own".format(error))
+            self.request.share = False
+            return None
+        except Fatal as error:
+            self.log.write(error.text)
+            raise
+
     def _relayed(self):
         """The same through a relay, which has a file of its own."""
         tunnel_relay = the_relay()
         listener, path = None, hub_path(self)
         while path and listener is None:
+            code = None
             try:
                 caller, listener = become_hub(path)
+                code = hand_over(self, caller) if caller else None
             except OSError as error:
                 self.log.write("nothing can be shared: {}".format(error))
-                path = caller = None
-            code = hand_over(self, caller) if caller else None
+                path = None
             if code is not None:
                 return code
         return tunnel_relay.launch(sys.modules[__name__], self, self._first_settings(), listener, path)
@@ -4403,6 +4478,8 @@ def start(script, role, argv):
         os.getcwd()
     except OSError:
         os.chdir("/")  # it has been removed, and some modules could not be imported
+    if sys.implementation.cache_tag is None:
+        forget_byte_code()  # it was damaged
     folder = os.path.dirname(os.path.abspath(__file__))
     inside = "TUNNEL_DETACHED" in os.environ
     if inside:
@@ -4423,8 +4500,7 @@ def start(script, role, argv):
         return launch(request, program, dialect, log, Teller())
     if request.share and request.relay is not None:
         work = Launch(request, program, dialect, log, Teller())
-        caller = call_hub(hub_path(work))
-        code = hand_over(work, caller) if caller else None
+        code = work.join_hub()
         if code is not None:
             return code
 

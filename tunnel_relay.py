@@ -1422,7 +1422,8 @@ class KernelProcess:
         if not words:
             self.channels.control(told="started", kernel=self.number, pid=self.pid)
             return
-        self.say("{}: {}".format(self.path, words[1]))
+        missing = words[0] == "2" and os.path.exists(self.path)  # that of a script
+        self.say("{}: {}{}".format(self.path, "bad interpreter: " if missing else "", words[1]))
         self.code = 127 if words[0] == "2" else 126  # as a shell has it: ENOENT, and all else
 
     def _print(self):
@@ -2203,6 +2204,7 @@ class Keeper:
         self.guest = self.line = None
         self.guests = set()
         self.minutes, self.used, self.done, self.over = 60.0, False, False, False
+        self.number = 0  # of the latest login that has been attached to
         self.timer = loop.after(FIRST_SECONDS, self._abandoned)
         self.listeners, self.path = listen_as(session_name(secret))
         for listener in self.listeners:
@@ -2235,7 +2237,10 @@ class Keeper:
             text = "the relay that runs over there speaks version {} of its protocol, this one {!r:.20}"
             refuse(guest.descriptors[1], VERSIONS, text.format(PROTOCOL, facts.get("version")))
             self.dismiss(guest, NO_SESSION)
+        elif guest.descriptors and facts.get("number", 0) < self.number:
+            self.dismiss(guest, NO_SESSION)  # it had hung, and was given up: what it brings is out of date
         elif guest.descriptors:
+            self.number = facts.get("number", 0)
             self._attach(guest, facts)
 
     def dismiss(self, guest, code=0):
@@ -2309,7 +2314,7 @@ class Keeper:
         self.far.end()
 
     def _over(self):
-        if self.over and not self.guest:
+        if not self.guest and (self.over or not self.wire.kept):  # nobody, or nothing to tell
             self.done = True
             return
         self.over = True
@@ -2750,7 +2755,7 @@ class Near:
         """
         self.detach()
         facts = {"session": self.secret, "new": self.host is None, "host": self.host, "minutes": self.minutes}
-        facts["end"] = self.end_others
+        facts.update(end=self.end_others, number=self.tries)
         self.wire.attach(facts, before=self.source, fresh=not self.tries)
         self.tries += 1
         self.line = Line(self.loop, self.wire, source, sink, self._lost)
@@ -2951,6 +2956,7 @@ class Served:
         self.loop, self.near = session.loop, session.near
         self.board = self.code = self.delivery = None
         self.is_over = self.delivered = False
+        self.stands = False  # whether a launch that handed it over has been told that it runs
         self.begin = time.monotonic()
         self.printed, self.timers = [], tunnel.Timers(self.loop)
         self.said, self.failure, self.gone = [], "", False  # of a command; why it failed; of the front end
@@ -3192,9 +3198,13 @@ class Session:
             current.timers.within("gone", self.tunnel.LATE_SECONDS, lambda: current.end(why))
 
     def give_up(self):
-        """No relay has answered: say goodbye, since one may only be late, and would start a kernel for nobody."""
-        self.near.abandon()
-        self.launch.current.leave(LEAVE_SECONDS, "no relay")
+        """No relay has answered. One may only be late, and would start a kernel for nobody: say goodbye, unless
+        there is a session already, to which the next login comes back."""
+        if self.near.host is None:
+            self.near.abandon()
+            self.launch.current.leave(LEAVE_SECONDS, "no relay")
+        else:
+            self.launch.current.end("no relay")
 
     def _over(self, text, error):
         self.reason, self.error = text, error
@@ -3303,6 +3313,70 @@ class Session:
             current.leave(LEAVE_SECONDS)
 
 
+class Handed:
+    """A kernel that a hub runs, and the launch that waits for it.
+
+    :param watched: whether the launch at the other end of ``teller`` may go before it has been told
+    """
+
+    def __init__(self, hub, request, log, teller, watched):
+        self.hub, self.request, self.log, self.teller, self.watched = hub, request, log, teller, watched
+        hub.waiting.append(self)
+        # What waits in a queue goes on to do so; the parallel tools wait for all else.
+        self.timer = None if request.via else hub.loop.after(hub.tunnel.RELAY_SECONDS, self._late)
+        if watched:
+            hub.loop.readers[teller.descriptor] = self._left
+        self.served = Served(hub.tunnel, hub.session, request, log, self._started, self._over)
+
+    def tell(self, code, text):
+        """Tell the launch; it then says so itself, in the log too."""
+        hub = self.hub
+        hub.loop.cancel(self.timer)
+        if self.watched:
+            hub.loop.readers.pop(self.teller.descriptor, None)
+        self.served.stands = code == 0
+        self.teller.tell(code, text)
+        if self in hub.waiting:
+            hub.waiting.remove(self)
+
+    def _give_up(self, text):
+        self.tell(255, text)
+        self.served.gone = True
+        self.hub.session.near.hang_up(self.served.number)
+
+    def _left(self):
+        self.log.write("the launch has been ended: nothing is run for it any more")
+        self._give_up("")
+
+    def _late(self):
+        if self.hub.session.lost_at is not None:
+            text = "launching {} on {}: the connection of those before it is lost, and has not come back"
+            self._give_up(text.format(self.request.role, self.request.destination))
+
+    def _started(self):
+        work = self.hub.work
+        self.log.write("{:.2f} s: kernel: started".format(self.served.seconds))
+        work._recall()  # how one has ended that was handed over before
+        self.tell(0, work.died)
+        work.died = ""
+
+    def _over(self, code, connected):
+        work, log = self.hub.work, self.log
+        if connected and not self.served.failure:
+            log.write("the kernel has ended after {:.0f} s with exit code {}".format(self.served.seconds, code))
+            self.tell(code, "")  # where the front end has gone before it could connect
+        else:
+            text = explain_end(self.hub.tunnel, work, self.served, code, self.request)
+            if self.teller.told or not self.watched:
+                log.write(text)
+            if self.teller.told and not connected:
+                work.remember_death(text, self.request)
+            self.tell(code or 1, text)
+        if log is not work.log and log.descriptor is not None:
+            os.close(log.descriptor)
+            log.descriptor = None
+
+
 class Hub:
     """The one process for all compute kernels of a destination: launches hand theirs over to it.
 
@@ -3314,7 +3388,7 @@ class Hub:
         self.loop, self.listener, self.timer = work.loop, listener, None
         self.spare = os.open(os.devnull, os.O_RDONLY)
         self.callers = {}  # who has not said all yet, with a timer
-        self.tellers = []  # how to tell who has not been told
+        self.waiting = []  # those that have not been told
         self.loop.readers[listener] = self._accept
         session.near.linger(tunnel.SHARE_SECONDS + 30)
         session.on_idle, session.is_idle = self._idle, self.is_idle
@@ -3402,52 +3476,9 @@ class Hub:
         self.start(request, self.tunnel.Log.at(log), self.tunnel.Teller(caller.detach()), watched=True)
 
     def start(self, request, log, teller, watched=False):
-        """Start a kernel, and say through ``teller`` whether it runs.
-
-        :param watched: whether the launch at its other end may go before it has been told
-        :returns: the kernel
-        """
+        """Start a kernel, and say through ``teller`` whether it runs; see :class:`Handed`."""
         self.loop.cancel(self.timer)
-        served = []
-
-        def tell(code, text):
-            if watched:
-                self.loop.readers.pop(teller.descriptor, None)
-            teller.tell(code, text)
-            if tell in self.tellers:
-                self.tellers.remove(tell)
-
-        def left():
-            tell(255, "")
-            log.write("the launch has been ended: nothing is run for it any more")
-            served[0].gone = True
-            self.session.near.hang_up(served[0].number)
-
-        def started():
-            log.write("{:.2f} s: kernel: started".format(served[0].seconds))
-            self.work._recall()  # how one has ended that was handed over before
-            tell(0, self.work.died)
-            self.work.died = ""
-
-        def over(code, connected):
-            if connected and not served[0].failure:
-                log.write("the kernel has ended after {:.0f} s with exit code {}".format(served[0].seconds, code))
-                tell(code, "")  # where the front end has gone before it could connect
-            else:
-                text = explain_end(self.tunnel, self.work, served[0], code, request)
-                log.write(text)
-                if teller.told and not connected:
-                    self.work.remember_death(text, request)
-                tell(code or 1, text)
-            if log is not self.work.log and log.descriptor is not None:
-                os.close(log.descriptor)
-                log.descriptor = None
-
-        self.tellers.append(tell)
-        if watched:
-            self.loop.readers[teller.descriptor] = left
-        served.append(Served(self.tunnel, self.session, request, log, started, over))
-        return served[0]
+        return Handed(self, request, log, teller, watched).served
 
     def serve_own(self):
         """Start the kernel of this very launch. As long as it waits, with others, what asks the launch to end ends
@@ -3467,8 +3498,8 @@ class Hub:
 
     def fail(self, code, text):
         """Tell all launches that still wait that nothing becomes of theirs."""
-        for tell in list(self.tellers):
-            tell(code, text)
+        for each in list(self.waiting):
+            each.tell(code, text)
 
     def is_idle(self):
         """Whether nobody needs the connection; then nobody is let in any more."""
@@ -3629,6 +3660,7 @@ def launch(tunnel, work, settings, listener=None, path=None):
         session.near.end()
 
     hub = served = last = None
+    ended = "the process that carried this kernel's links has ended"
     if listener:
         hub = Hub(tunnel, work, session, listener, path)
         hub.serve_own()
@@ -3640,6 +3672,7 @@ def launch(tunnel, work, settings, listener=None, path=None):
             work.loop.step()  # a front end that is busy has not got everything yet
         return verdict(tunnel, work, session, last, outcome and outcome[0] + (served,))
     except tunnel.Fatal as error:
+        ended = error.text
         if hub:
             hub.fail(error.code, error.text)
         raise
@@ -3649,8 +3682,8 @@ def launch(tunnel, work, settings, listener=None, path=None):
         if hub:
             hub.close()
         for each in list(session.kernels.values()):
-            if each.log is not work.log:
-                each.log.write("the process that carried this kernel's links has ended")
+            if each.log is not work.log and each.stands:
+                each.log.write(ended)
             each.close()
 
 
@@ -3658,10 +3691,13 @@ def no_relay(tunnel, work, session, facts):
     """One line on a login in which something else ran than the relay."""
     said = [line.strip() for line in session.noise + facts.aside + facts.printed if line.strip()]
     words = tunnel.words_for(work, facts, None, work.request)
-    found = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES, said + facts.said, words)
+    found = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES + tunnel.DIAGNOSES[-1:], said + facts.said, words)
     if found:
         return found
-    last = (["it said nothing"] + said)[-1][: tunnel.QUOTED_LENGTH]
+    nothing = "it said nothing"
+    if facts.stopped_by == "no relay":
+        nothing += " within {} s; a file system may hang there".format(tunnel.RELAY_SECONDS)
+    last = ([nothing] + said)[-1][: tunnel.QUOTED_LENGTH]
     if session.near.echo:
         last = "which sends back what it is sent, as cat does; it may be a command in authorized_keys"
     host = work.request.destination.host

@@ -6,7 +6,11 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # an embeddable Python does not
 
-import tunnel
+try:
+    import tunnel
+except (EOFError, TypeError, ValueError):  # its byte code was cut short, as on a disk that is full
+    sys.implementation.cache_tag = None
+    import tunnel
 
 
 def main():

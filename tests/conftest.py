@@ -18,6 +18,7 @@ import frontend
 import rig
 from launches import share_by_hand
 
+os.environ.pop("PYTHONUNBUFFERED", None)  # hides what becomes of a buffer that nobody takes
 CACHE_TAG = sys.implementation.cache_tag
 SCRIPTS = ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py")
 # As install.py has it.

@@ -347,6 +347,7 @@ INTERPRETER = "could not start the kernel: .*WolframKernel: .*(bad interpreter|r
         ('#!/bin/bash\nmodule load mathematica\nexec MathKernel "$@"\n', WRAPPER, ("--relay",)),
         ("#!/bin/sh\r\nexit 0\r\n", INTERPRETER, ()),
         ("#!/no/such/sh\nexit 0\n", INTERPRETER, ()),
+        ("#!/no/such/sh\nexit 0\n", INTERPRETER, ("--relay",)),
     ],
 )
 def test_a_script_in_place_of_the_kernel_is_told_from_one_that_is_not_there(desk, machine, text, words, arguments):

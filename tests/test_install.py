@@ -796,6 +796,39 @@ def test_the_drop_in_ignores_modules_where_it_is_called(tmp_path, installed):
     assert (done.returncode, done.stdout) == (0, "tunnel {}\n".format(tunnel.VERSION))
 
 
+def cut_short(folder):
+    """Cut the byte code in ``folder`` short, as Python leaves it on a disk that runs full; returns how many."""
+    found = [os.path.join(root, name) for root, _, names in os.walk(str(folder)) for name in names]
+    found = [path for path in found if path.endswith(".pyc")]
+    for path in found:
+        os.truncate(path, os.path.getsize(path) // 2)
+    return len(found)
+
+
+@pytest.mark.parametrize("command", [["tunnel.sh"], ["tunnel_sub.sh"], [sys.executable, "tunnel_sub.py"]])
+def test_byte_code_that_was_cut_short_is_made_anew(installed, command):
+    environment = dict(os.environ, TUNNEL_SSH="/bin/true")
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def outputs():
+        found = []
+        for relay in ([], ["--relay"]):
+            words = relay + ["host", "/k/MathKernel", "53994@127.0.0.1,39359@127.0.0.1"]
+            argv = command[:-1] + [str(installed / command[-1]), "--dry-run"] + words
+            done = rig.run(*argv, env=environment)
+            assert (done.returncode, done.stderr) == (0, "")
+            found.append(done.stdout)
+        return found, {path.name: path.stat().st_size for path in (installed / "__pycache__").iterdir()}
+
+    said, sizes = outputs()
+    assert cut_short(installed) >= 2
+    assert outputs()[0] == said
+    said_then, sizes_then = outputs()
+    assert said_then == said
+    assert len(sizes_then) >= 2
+    assert all(sizes_then[name] == sizes[name] for name in sizes_then)
+
+
 # -- the kernel machine
 
 

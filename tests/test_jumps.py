@@ -1,6 +1,7 @@
 """Jump hosts: what they say and what they refuse is told apart from what the machine behind them does."""
 
 import os
+import socket
 
 import pytest
 import rig
@@ -93,6 +94,19 @@ def test_a_machine_that_a_jump_host_cannot_reach_is_not_told_as_overloaded(desk,
     line = ends_with(desk, end, 255, "Connection refused|refused the connection", 20)
     assert "overloaded" not in line
     assert gate.logins() == before + 1
+
+
+@pytest.mark.parametrize("role", ["classic", "shared"])
+def test_a_chain_of_jump_hosts_ends_with_the_launch(desk, gate, cluster, role):
+    """The first accepts a connection and says nothing, so that the client of the client waits for it."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(8)
+        lines = ["Host silent", "HostName 127.0.0.1", "Port {}".format(silent.getsockname()[1])]
+        lines += ["Host cluster", "ProxyJump silent,gate", "HostName {}".format(cluster.address)]
+        environ = {"TUNNEL_SSH": gate.make_ssh("chain", lines + ["ConnectTimeout 1"] + key_lines(cluster))[1]}
+        end = launched(desk, cluster, role, "-o", "ConnectTimeout=1", host="john@cluster", env=environ)
+        ends_with(desk, end, 255, "cluster", 20)
 
 
 NOBODY = dict.fromkeys(("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE"), "")  # can be asked

@@ -568,3 +568,32 @@ def test_when_its_minutes_are_over_the_launcher_says_so(desk, machine):
     assert "the connection has not come back within 0.04 min" in errors
     rig.wait_until(lambda: not machine.kernels(), 10, "the end of the kernel")
     forget(desk)
+
+
+@pytest.mark.parametrize("logins", ["the first", "all"])
+def test_a_return_whose_login_hangs_ends_nothing_when_it_wakes(desk, machine, logins):
+    """As on a login node whose file system hangs for a while: what woke late brought a goodbye."""
+    alter(desk, RELAY_SECONDS=2)
+    end = desk.launch(machine, "callback", "--relay")
+    end.accept()
+    hold, first = machine.write("home/hold", ""), machine.path("home", "hanging")
+    one = 'mkdir "{}" 2>/dev/null'.format(first) if logins == "the first" else "touch {}".format(first)
+    start_up = machine.write("home/.bashrc", "{} && while [ -e {} ]; do sleep 0.1; done\n".format(one, hold))
+    os.chown(machine.path("home"), machine.uid, machine.uid)
+    try:
+        kill_client(desk, machine)
+        logged(desk, "the client ended", 3) if logins == "all" else came_back(desk)
+        late = [pid for pid in machine.pids() if rig.process_name(pid) == "bash"]
+        assert late
+        os.unlink(hold)
+        came_back(desk)
+        most = 1 if logins == "all" else 0  # the latest carries the links now
+        rig.wait_until(lambda: len(set(late) & set(machine.pids())) <= most, 15, "the end of the late logins")
+        end.echo()
+        assert logins == "all" or count(desk, "the connection is lost") == 1, "what woke late has been taken up"
+        quits(end)
+    finally:
+        for path in (hold, start_up):
+            if os.path.exists(path):
+                os.unlink(path)
+        shutil.rmtree(first, ignore_errors=True)

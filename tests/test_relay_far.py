@@ -1083,6 +1083,17 @@ def test_a_block_is_passed_over_when_a_port_of_the_kernels_is_taken(monkeypatch)
             relay.listen_in_block(2)
 
 
+def test_a_session_that_has_nothing_to_tell_outlives_its_last_kernel_no_longer_when_it_is_cut_off(machine):
+    with Launcher(machine, cable=True, reconnect=False) as launcher:
+        launcher.call(lambda: launcher.near.linger(2))
+        kernel = launcher.start(machine.script("exit 0\n", python=False))
+        launcher.wait(lambda: kernel.code == 0, "the kernel's end")
+        launcher.call(launcher.near.probe)  # which acknowledges what has come
+        launcher.wait(lambda: launcher.near.wire.heard > launcher.near.wire.pinged, "its answer")
+        launcher.cut()
+        rig.wait_until(lambda: not any(is_keeper(pid) for pid in machine.processes()), 6, "the end of the keeper")
+
+
 # -- many kernels
 
 

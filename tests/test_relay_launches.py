@@ -3,6 +3,7 @@
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import relays
 import rig
 from conftest import make_machine
+from launches import patched
 from relays import (
     QUICK,
     SERVER,
@@ -94,6 +96,41 @@ def test_a_kernel_that_does_not_come_up(desk, machine, role, name, behaviour, co
         assert found == code
         assert text in errors and errors.count("\n") == 1
         assert text in desk.logs()[0]
+
+
+def test_what_keeps_the_relay_from_starting_a_kernel_is_not_told_as_its_path(request, desk):
+    own = make_machine(request, sshd_options=SERVER)
+    end = desk.launch(own, "callback", "--relay")
+    end.accept()
+    quits(end)
+    enter = ["nsenter", "-m", "-t", str(own.server.pid)]
+    rig.must(*(enter + ["mount", "-t", "tmpfs", "tmpfs", "/dev/pts"]))
+    code, errors = desk.launch(own, "callback", "--relay").wait(10)
+    assert code == 126
+    assert ": the kernel cannot be started: No such device (" in errors and errors.count("\n") == 1
+    assert "path" not in errors
+
+
+def test_a_launcher_that_fails_of_something_unforeseen_leaves_no_kernel(desk, machine):
+    values = {"Launch.step": "lambda self, *words: 1 / 0 if words[0] == 'kernel' else None"}
+    end = patched(desk, machine, "callback", values, "--relay")
+    code, errors = end.wait(10)
+    assert code == 70 and "a defect of tunnel stopped the launch (ZeroDivisionError" in errors
+    rig.wait_until(lambda: not machine.kernels() and not keepers(machine), 10, "the end of the kernel")
+    forget(desk)
+
+
+def test_a_server_that_closes_the_connection_right_after_the_login_is_told_as_that(request, desk):
+    own = make_machine(request, sshd_options=["ChrootDirectory /no/such/folder"] + SERVER)
+    for client, words in (("ssh", []), ("ssh", ["--relay"]), ("plink", []), ("plink", ["--relay"])):
+        code, errors = desk.launch(own, "callback", *words, client=client).wait(20)
+        assert code == (255 if client == "ssh" else 1), errors
+        when = "right after" if client == "ssh" else "(right after|during)"  # plink may see the end first
+        assert re.search(" closed the connection {} the login; ".format(when), errors), errors
+        assert errors.count("\n") == 1
+    code, errors = desk.launch(own, "compute", "--share").wait(20)
+    assert code == 255 and " closed the connection right after the login; " in errors
+    nothing_left(desk, own)
 
 
 @pytest.mark.parametrize("line", ["ForceCommand echo no", "ForceCommand internal-sftp"])
@@ -402,6 +439,19 @@ def test_a_hub_that_is_killed_is_followed_by_another(sharing, machine):
     forget(desk)
 
 
+def test_a_hub_that_does_not_answer_is_passed_over(sharing, machine):
+    desk = sharing
+    alter(desk, CONNECT_SECONDS=2)
+    first = stands(shared(desk, machine))
+    (hub,) = launchers(desk)
+    os.kill(hub, signal.SIGSTOP)
+    second = stands(shared(desk, machine))
+    os.kill(hub, signal.SIGCONT)
+    for end in (first, second):
+        end.echo()
+    rig.wait_until(lambda: len(machine.kernels()) == 2, 10, "the end of what the hub has started late")
+
+
 def test_a_hub_ends_after_its_last_kernel_and_another_can_follow(sharing, machine):
     desk = sharing
     for _ in range(2):
@@ -431,6 +481,8 @@ def test_a_hub_whose_login_fails_tells_all_that_wait(sharing, machine):
     for end in ends:
         code, errors = end.wait(20)
         assert code == 255 and "refused the login" in errors
+    for log in desk.logs():
+        assert "refused the login" in log.splitlines()[-1]
 
 
 def test_a_hub_that_loses_its_relay_ends_and_says_so_in_each_log(sharing, machine):
@@ -450,6 +502,24 @@ def test_a_controller_does_not_share(desk, machine):
     assert end.launcher.poll() is None
     end.echo()
     quits(end)
+
+
+def test_a_launch_waits_for_a_lost_connection_but_not_for_ever(sharing, machine):
+    desk = sharing
+    alter(desk, RELAY_SECONDS=4, **QUICK)
+    first = stands(shared(desk, machine))
+    cut(machine)
+    logged(desk, "the connection is lost: ")
+    second = shared(desk, machine)
+    code, errors = second.wait(15)
+    assert code == 255
+    assert ": the connection of those before it is lost, and has not come back" in errors
+    (log,) = [log for log in desk.logs() if second.link in log]
+    assert log.splitlines()[-1].partition(" ")[2] == errors.strip().partition(": ")[2]
+    mend(machine)
+    came_back(desk)
+    first.echo()
+    rig.wait_until(lambda: len(machine.kernels()) == 1, 10, "the end of what has been started late")
 
 
 def test_kernels_started_while_the_connection_is_lost_come_up_with_it(sharing, machine):

@@ -115,6 +115,7 @@ SSH_LINES = [
     ('debug1: Control socket "/run/user/1/tunnel/x-0" does not exist', "stale", (SILENT,), None),
     ("muxclient: master hello exchange failed", "stale", BEFORE_START, None),
     ("mux_client_request_session: read from master failed: Broken pipe", "stale", BEFORE_START, None),
+    ("mux_client_forward: write packet: Broken pipe", "stale", BEFORE_START, None),
     (
         "mux_client_forward: forwarding request failed: remote port forwarding failed for listen port 53994",
         "mux forward",
@@ -657,6 +658,7 @@ FOREIGN = "foreign forward"
         ("muxclient: master hello exchange failed", {"share": "/run/x-0"}, "stale"),
         ("muxclient: master forward request failed", {"share": "/run/x-0"}, "stale"),
         ("mux_client_request_session: read from master failed: Broken pipe", {"share": "/run/x-0"}, "stale"),
+        ("mux_client_forward: write packet: Broken pipe", {"share": "/run/x-0"}, "stale"),
         ("mux_client_request_session: session request failed: Session open refused", {}, "full"),
         ("mux_client_request_session: session request failed: Session open refused", {"share": "/x"}, "full"),
         ("kex_exchange_identification: Connection closed by remote host", {}, "dropped"),
@@ -1129,6 +1131,18 @@ KEYS, OLD_SSH = "host ended the login after too many keys were offered", "this s
 
 
 SAID = [
+    (
+        OpenSSH,
+        ["@       WARNING: REVOKED HOST KEY DETECTED!               @"]
+        + ["The ED25519 host key for host is marked as revoked.", "Host key verification failed."],
+        "the host key of host has been revoked here",
+    ),
+    (
+        OpenSSH,
+        ["bind 203.0.113.1: Cannot assign requested address", "ssh: connect to host host port 22: failure"],
+        "this machine lacks the address from which ssh is to connect (bind 203.0.113.1: Cannot assign",
+    ),
+    (OpenSSH, ["Connection to host closed by remote host."], DROPPED),
     (OpenSSH, ["@    WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!     @"], CHANGED),
     (OpenSSH, ["Host key for host has changed and you have requested strict checking."], CHANGED),
     (
@@ -1155,7 +1169,7 @@ SAID = [
             "ED25519 host key for host was revoked and you have requested strict checking.",
             "Host key verification failed.",
         ],
-        "the host key of host was refused",
+        "the host key of host has been revoked here",
     ),
     (OpenSSH, ["ssh: Could not resolve hostname host: Name or service not known"], NOBODY),
     (OpenSSH, ["ssh: Could not resolve hostname host: nodename nor servname provided, or not known"], NOBODY),
@@ -1275,7 +1289,7 @@ SAID = [
 def test_what_a_client_says_is_explained(dialect, lines, reason):
     assert Case(dialect).explain(said=lines).startswith(reason)
     known = "Warning: Permanently added 'host' (ED25519) to the list of known hosts."  # whatever it says besides
-    assert Case(dialect).explain(said=[known] + lines).startswith(reason.replace("it said nothing", known))
+    assert Case(dialect).explain(said=[known] + lines).startswith(reason)
 
 
 def test_each_reason_is_that_of_lines_which_a_client_prints():
@@ -1398,6 +1412,32 @@ def test_a_server_that_ends_a_login_is_not_overloaded(dialect, said):
     assert text.endswith("; it said: " + NOLOGIN)
     text = Case(dialect).explain(said=said, aside=[NOLOGIN], proxy=True, stage=ANSWERED)
     assert text.startswith(DROPPED) and text.endswith("; on the way there: " + NOLOGIN)
+
+
+@pytest.mark.parametrize(
+    "dialect, said",
+    [
+        (OpenSSH, ['Authenticated to host ([192.0.2.7]:22) using "publickey".']),
+        (OpenSSH, ["Warning: Permanently added 'host' (ED25519) to the list of known hosts."]),
+        (OpenSSH, ["Connection to host closed by remote host."]),
+        (OpenSSH, ["client_loop: send disconnect: Broken pipe"]),
+        (OpenSSH, ["channel_request_remote_forwarding: request tcpip-forward: Broken pipe"]),
+        (OpenSSH, ["ssh_dispatch_run_fatal: Connection to 192.0.2.7 port 22: Broken pipe"]),
+        (Plink, ["FATAL ERROR: Remote side unexpectedly closed network connection"]),
+    ],
+)
+def test_a_connection_that_ends_right_after_the_login_is_told_as_that(dialect, said):
+    text = Case(dialect).explain(said=said, reached=True, stage=LOGGED_IN)
+    assert text.startswith("host closed the connection right after the login; ")
+    if "run_fatal" in said[0]:
+        text = Case(dialect).explain(said=said, reached=True, stage=ANSWERED)
+        assert text.startswith("host closed the connection during the login; ")
+
+
+def test_what_a_client_says_of_the_way_is_no_reason_for_a_lost_connection():
+    said = ["Warning: Permanently added 'host' (ED25519) to the list of known hosts."]
+    text = Case(OpenSSH).explain(said=said, reached=True, stage=STARTED)
+    assert text.startswith("the connection was lost (it said nothing); ")
 
 
 @pytest.mark.parametrize(
@@ -1889,6 +1929,15 @@ def test_where_nothing_can_be_remembered_a_launch_knows_nothing_and_goes_on(tmp_
     assert memory.read() == {}
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink(os.path.dirname(path) + "/other", path)])
+def test_what_is_no_file_of_ours_is_neither_waited_for_nor_written_to(memory, tmp_path, make):
+    (tmp_path / "other").write_text("somebody's")
+    make(memory.path)
+    memory.keep("terminal", "yes")
+    assert memory.read() == {}
+    assert (tmp_path / "other").read_text() == "somebody's"
+
+
 def test_a_full_disk_is_no_reason_to_fail(memory, monkeypatch):
     memory.keep("terminal", "yes")
 
@@ -2265,8 +2314,7 @@ def test_somebody_who_has_stopped_listening_is_no_failure(monkeypatch):
     monkeypatch.setattr(sys, "stderr", stream)
     tunnel.say("text")
     monkeypatch.undo()
-    with pytest.raises(OSError):
-        stream.close()
+    stream.close()  # as Python does in the end, which would exit with 120 if this failed
 
 
 @pytest.mark.parametrize(
