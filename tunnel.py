@@ -69,6 +69,7 @@ DEFECT = "a defect of tunnel stopped the launch{}; TUNNEL_DEBUG=1 logs where"
 TOO_SHORT = "link name {} is too short to be replaced: left alone; create links with -LinkHost 127.0.0.1"
 FAREWELLS = ("Connection to ", "Shared connection to ")  # the rest is "closed."; ssh's own, on stderr
 SAYS_NOTHING = FAREWELLS + ("debug1: ", "OpenSSH_", "Killed by signal ")  # a jump host's client is as verbose
+NO_REASON = ("Authenticated to ", "Forwarded port opened", "Warning: Permanently added ")  # for a client's end
 QUOTED_LENGTH = 200  # of what somebody else has said, how much goes into a line
 BY_SIGNAL = "by a signal (out of memory?)"
 REFUSED_TERMINAL = "PTY allocation request failed"  # as the client of a shared connection has it on stderr
@@ -1370,13 +1371,17 @@ DIAGNOSES = (
         "{host} {closed}",
         "{advice}{aside}",
     ),
+)
+# The same for a connection that ended in use, wherever ssh was just then; the least specific.
+LOST_DIAGNOSES = (
     (
         r"Connection to .* closed by remote host\.|client_loop: send disconnect: .*"
-        r"|\w+: .*: (?:Broken pipe|Connection reset by peer)",  # wherever ssh was just then
+        r"|\w+: .*: (?:Broken pipe|Connection reset by peer)",
         "{host} {closed}",
         "{advice}{aside}",
     ),
 )
+DIAGNOSES += LOST_DIAGNOSES
 # When a server has closed a connection, and what to do: before the key exchange, after it, and after the login.
 CLOSED = (
     {
@@ -1393,8 +1398,6 @@ CLOSED = (
         " PAM); try again, or ask who runs it",
     },
 )
-# Lines of a client that are no reason for anything.
-NO_REASON = ("Authenticated to ", "Forwarded port opened", "Warning: Permanently added ")
 
 # The same for what a server says of an account that it lets in, but not to do anything.
 ACCOUNT_DIAGNOSES = (
@@ -3832,10 +3835,8 @@ def the_relay():
         try:
             import tunnel_relay
         except DAMAGED:
-            sys.implementation.cache_tag = None
-            import tunnel_relay
-
             forget_byte_code()
+            import tunnel_relay
     except ModuleNotFoundError:
         text = "--relay: tunnel_relay.py is not beside tunnel.py; run install.py again"
         raise Fatal(text, EX_UNAVAILABLE) from None
@@ -3848,7 +3849,8 @@ DAMAGED = (EOFError, TypeError, ValueError)
 
 
 def forget_byte_code():
-    """Remove the byte code of these files, so that the next launch makes it anew."""
+    """Read sources only, and remove the byte code of these files, so that the next launch makes it anew."""
+    sys.implementation.cache_tag = None
     folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__pycache__")
     try:
         for name in os.listdir(folder):

@@ -3691,7 +3691,7 @@ def no_relay(tunnel, work, session, facts):
     """One line on a login in which something else ran than the relay."""
     said = [line.strip() for line in session.noise + facts.aside + facts.printed if line.strip()]
     words = tunnel.words_for(work, facts, None, work.request)
-    found = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES + tunnel.DIAGNOSES[-1:], said + facts.said, words)
+    found = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES + tunnel.LOST_DIAGNOSES, said + facts.said, words)
     if found:
         return found
     nothing = "it said nothing"

@@ -21,7 +21,7 @@ from launches import share_by_hand
 os.environ.pop("PYTHONUNBUFFERED", None)  # hides what becomes of a buffer that nobody takes
 CACHE_TAG = sys.implementation.cache_tag
 SCRIPTS = ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py")
-# As install.py has it.
+# As install.py has it, but for byte code that is damaged.
 DROP_IN = """import sys
 sys.path = [sys.argv.pop(1)] + [path for path in sys.path if path]
 import {0}
