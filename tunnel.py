@@ -4042,9 +4042,6 @@ class Launch:
             self.log.write("{}: this kernel gets a relay of its own".format(error))
             self.request.share = False
             return None
-        except Fatal as error:
-            self.log.write(error.text)
-            raise
 
     def _relayed(self):
         """The same through a relay, which has a file of its own."""
@@ -4405,8 +4402,13 @@ def launch(request, program, dialect, log, teller):
     :returns: the exit code
     :raises Fatal: the launch failed
     """
+    return logged(log, lambda: Launch(request, program, dialect, log, teller).run())
+
+
+def logged(log, work):
+    """What ``work()`` returns; what it raises stands in the log."""
     try:
-        return Launch(request, program, dialect, log, teller).run()
+        return work()
     except Fatal as error:
         log.write(error.text)
         raise
@@ -4501,8 +4503,7 @@ def start(script, role, argv):
     if in_front:
         return launch(request, program, dialect, log, Teller())
     if request.share and request.relay is not None:
-        work = Launch(request, program, dialect, log, Teller())
-        code = work.join_hub()
+        code = logged(log, lambda: Launch(request, program, dialect, log, Teller()).join_hub())
         if code is not None:
             return code
 
