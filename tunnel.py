@@ -1118,7 +1118,13 @@ class Facts:
         return self.status
 
 
-STAGES = {"proxy": ANSWERED, "host key": ANSWERED, "login": LOGGED_IN, "shared": LOGGED_IN, "session": STARTED}
+STAGE_AFTER = {
+    "proxy": ANSWERED,
+    "host key": ANSWERED,
+    "login": LOGGED_IN,
+    "shared": LOGGED_IN,
+    "session": STARTED,
+}
 
 
 def note(facts, settings, plan, event, words, line):
@@ -1126,7 +1132,7 @@ def note(facts, settings, plan, event, words, line):
 
     :param plan: says which ports are the launch's own
     """
-    facts.stage = max(facts.stage, STAGES.get(event, SILENT))
+    facts.stage = max(facts.stage, STAGE_AFTER.get(event, SILENT))
     facts.tried = facts.tried or event in ("name", "proxy")
     arrived = event == "host key" or facts.stage >= LOGGED_IN
     facts.reached = facts.reached or arrived
@@ -1255,7 +1261,7 @@ RULES = {
 }
 
 
-NO_ANSWER = (
+UNANSWERED = (
     "{host} did not answer{seconds}{each}",
     "check the name, the port, firewalls and VPN; -o ConnectTimeout=60 waits longer",
 )
@@ -1335,7 +1341,7 @@ DIAGNOSES = (
         r"ssh: connect to host \S+ port \S+: (?:Connection|Operation) timed out"
         r"|FATAL ERROR: (?:Network error: )?Connection timed out|Connection timed out during banner exchange"
         r"|(?:banner exchange: )?Connection to \S+ port \d+(?: timed out|: Connection timed out)",
-        *NO_ANSWER,
+        *UNANSWERED,
     ),
     (
         r"ssh: connect to host \S+ port \S+: (?:No route to host|(?:Network|Host) is (?:unreachable|down))"
@@ -1383,7 +1389,7 @@ LOST_DIAGNOSES = (
 )
 DIAGNOSES += LOST_DIAGNOSES
 # When a server has closed a connection, and what to do: before the key exchange, after it, and after the login.
-CLOSED = (
+CLOSED_WORDS = (
     {
         "closed": "closed the connection before the login",
         "advice": "it may be overloaded (MaxStartups), or refuse this machine; try again later",
@@ -1544,12 +1550,12 @@ def words_for(launch, facts, settings, request):
     silent = [line for line in facts.notes if line.startswith("debug1: connect to address ")]
     addresses = sum(line.endswith(" timed out") for line in silent)
     return dict(
-        CLOSED[2 if facts.stage >= LOGGED_IN else facts.reached],
+        CLOSED_WORDS[2 if facts.stage >= LOGGED_IN else facts.reached],
         host=there.host,
         kernel=request.kernel.path,
-        login=printable(login + [there.host]),
-        by_hand=printable(login + kernel),
-        at_terminal=printable(login + (["-tt" if ssh else "-t"] if terminal else []) + kernel),
+        login=printable_command(login + [there.host]),
+        by_hand=printable_command(login + kernel),
+        at_terminal=printable_command(login + (["-tt" if ssh else "-t"] if terminal else []) + kernel),
         shell="; a start-up file there may start another shell where there is a terminal: try --relay"
         if terminal
         else "",
@@ -1624,7 +1630,7 @@ def of_script(path):
 SECOND_FACTOR = " a second factor log in by hand and share that connection (ControlMaster of OpenSSH)"
 # What an obstacle means to which there is no further try, or why no connection was waited for any longer.
 EXPLAINED = {
-    "no answer": "; ".join(NO_ANSWER),
+    "no answer": "; ".join(UNANSWERED),
     "front end gone": "the front end has closed the main link, and nothing is run for it",
     "no login": "the login on {host} did not come to an end within {limit} s; try: {by_hand}",
     "asked": "the login on {host} asks for what nobody can answer here ({evidence}); a jump host needs a key; for"
@@ -3505,7 +3511,7 @@ class Transcript:
     def client(self, line):
         """The client itself."""
         is_note = line.startswith(("debug1: ", "OpenSSH_", "Transferred: ", "Bytes per second: "))
-        keep(self.facts.notes if is_note else self.facts.said, line)
+        keep_last(self.facts.notes if is_note else self.facts.said, line)
         self.log.quote(self.dialect.kind, line)
         self.on_event(self.dialect.read(line, self.facts.stage), line)
 
@@ -3518,7 +3524,7 @@ class Transcript:
         if facts.stage == STARTED:
             self.output(line)
             return
-        keep(facts.aside, line)
+        keep_last(facts.aside, line)
         self.log.quote("aside", line)
         if facts.proxy and not facts.reached:  # a jump host may have refused, which must not be tried again
             self.on_event(self.dialect.read(line, facts.stage, aside=True), line)
@@ -3527,7 +3533,7 @@ class Transcript:
 
     def output(self, line):
         """The kernel."""
-        keep(self.facts.printed, line)
+        keep_last(self.facts.printed, line)
         self.log.quote("kernel", line)
 
 
@@ -3604,7 +3610,7 @@ class Try:
                 self.keeper = PasswordKeeper(self.launch, self.settings, lambda: self.facts.version, self._asked)
                 environment = self.keeper.environment(environment)
             argv += self._openssh(self.pipe and self.pipe.path)
-        self.log.write("{}: {}".format(self.name, printable(argv)))
+        self.log.write("{}: {}".format(self.name, printable_command(argv)))
         for forward in [] if self.is_login else self.plan.forwards:
             self.log.write("  {} {}".format(forward.flag, forward))
         sinks = {"out": Lines(self.said.output).feed, "err": Lines(self.said.errors).feed}
@@ -3933,7 +3939,7 @@ def ask_hub(launch, caller, words):
     return b"".join(heard) if over and over[0] else None
 
 
-def hand_over(launch, caller):
+def hand_kernel_over(launch, caller):
     """Have the hub run the kernel.
 
     :param caller: a connection to it
@@ -3966,7 +3972,7 @@ def hand_over(launch, caller):
     return 0
 
 
-def keep(lines, line):
+def keep_last(lines, line):
     """Add a line to those of which the last 200 are kept."""
     lines.append(line)
     del lines[:-200]
@@ -4037,7 +4043,7 @@ class Launch:
         """
         caller = call_hub(hub_path(self))
         try:
-            return hand_over(self, caller) if caller else None
+            return hand_kernel_over(self, caller) if caller else None
         except TimeoutError as error:
             self.log.write("{}: this kernel gets a relay of its own".format(error))
             self.request.share = False
@@ -4051,13 +4057,15 @@ class Launch:
             code = None
             try:
                 caller, listener = become_hub(path)
-                code = hand_over(self, caller) if caller else None
+                code = hand_kernel_over(self, caller) if caller else None
             except OSError as error:
                 self.log.write("nothing can be shared: {}".format(error))
                 path = None
             if code is not None:
                 return code
-        return tunnel_relay.launch(sys.modules[__name__], self, self._first_settings(), listener, path)
+        return tunnel_relay.launch_through_relay(
+            sys.modules[__name__], self, self._first_settings(), listener, path
+        )
 
     def _first_settings(self):
         request, known = self.request, self._recall()
@@ -4334,7 +4342,7 @@ class Check:
             pass  # it has gone again: its end will be told
 
 
-def printable(argv):
+def printable_command(argv):
     """A command line as a POSIX shell would take it; for logs and eyes only."""
     words = []
     for word in argv:
@@ -4357,7 +4365,7 @@ def dry_run(request, program, dialect):
         argv = Plink.arguments(request, plan, program, password)
     else:
         argv = OpenSSH.arguments(request, plan, settings)
-    show(printable([program] + argv) + "\n")
+    show(printable_command([program] + argv) + "\n")
     for forward in plan.forwards:
         arrow = "to the front end" if forward.flag == "-R" else "to the kernel"
         target = forward.to or "a port of the launcher, chosen at launch"
@@ -4396,7 +4404,7 @@ class Teller:
         return EX_SOFTWARE if number is None else number
 
 
-def launch(request, program, dialect, log, teller):
+def launch_logged(request, program, dialect, log, teller):
     """Launch; whatever goes wrong stands in the log too.
 
     :returns: the exit code
@@ -4501,14 +4509,14 @@ def start(script, role, argv):
     log.write("tunnel {}, {}.py, Python {}, {}".format(VERSION, script, sys.version.split()[0], sys.platform))
     log.write("{} {} {}".format(request.destination, request.kernel.path, request.link or "--check"))
     if in_front:
-        return launch(request, program, dialect, log, Teller())
+        return launch_logged(request, program, dialect, log, Teller())
     if request.share and request.relay is not None:
         code = logged(log, lambda: Launch(request, program, dialect, log, Teller()).join_hub())
         if code is not None:
             return code
 
     def work(teller):
-        code, text = guarded(lambda: launch(request, program, dialect, log, teller))
+        code, text = guarded(lambda: launch_logged(request, program, dialect, log, teller))
         teller.tell(code, text)
         return code
 

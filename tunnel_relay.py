@@ -32,7 +32,9 @@ READ = 1 << 18  # the most that is read at once
 KEEP = 1 << 22  # what is not acknowledged, and kept, before the sources have to wait
 QUEUE = 1 << 18  # what is not even written: more would only make the next key press wait
 VECTOR = 500  # buffers in one call of the system, which allows 1024
-SMALL = 4096  # bytes; a peer that writes less at once, and again, may be waiting for the first to be acknowledged
+SMALL_WRITE = (
+    4096  # bytes; a peer that writes less at once, and again, may be waiting for the first to be acknowledged
+)
 COST = 200  # of a frame apart from its body, so that many small ones are bounded too
 WINDOW = 1 << 20  # the credit of a channel in use
 INITIAL = 1 << 16  # the credit that each channel begins with
@@ -74,7 +76,7 @@ class WireError(Exception):
         self.text, self.error = text, error
 
 
-def printable(text):
+def one_line(text):
     """What the other side says, as one line that can be logged."""
     return " ".join(str(text)[:2000].encode("utf-8", "replace").decode("utf-8").split())
 
@@ -760,7 +762,7 @@ class Watched(dict):
         return action
 
 
-class Loop:
+class PollLoop:
     """Waits for whatever comes first: something to read, room to write, or a moment in time.
 
     It is what ``tunnel.Loop`` is, to the outside; but on Linux its steps do not take the longer the more there is
@@ -836,7 +838,7 @@ class Loop:
 BUFFER = memoryview(bytearray(READ))  # one for all that is read: what is left of it is copied
 
 
-class SocketEnd:
+class KernelSocket:
     """A connected socket as an end. It begins paused; see :class:`Stream` for what is called back.
 
     :param connecting: whether it has not connected yet; it is given up after 15 s
@@ -936,7 +938,7 @@ class SocketEnd:
             self.wrote_all = True
         if count:
             self.count += count
-            if count < SMALL and self.quick:
+            if count < SMALL_WRITE and self.quick:
                 self.socket.setsockopt(socket.IPPROTO_TCP, self.quick, 1)  # holds for this once
             self.on_data(BUFFER[:count])
             return
@@ -1017,7 +1019,7 @@ def widen(descriptor):
         pass  # no pipe, another system, or its limit is lower: it works, if slower
 
 
-CLOSED = "the connection was closed"
+CONNECTION_CLOSED = "the connection was closed"
 
 
 class Line:
@@ -1078,7 +1080,7 @@ class Line:
             self._end("the connection broke: {}".format(error.strerror or error))
             return
         if not count:
-            self._end(CLOSED)
+            self._end(CONNECTION_CLOSED)
             return
         self.feed(BUFFER[:count])
 
@@ -1094,7 +1096,7 @@ class Line:
             except OSError:
                 count = 0
             if not count:
-                self._end(CLOSED)
+                self._end(CONNECTION_CLOSED)
                 return
             data += BUFFER[:count]
         if data:
@@ -1217,7 +1219,7 @@ TEXT_LIMIT, TEXT_TAIL = 1 << 18, 4096  # what a kernel may print before only its
 BLOCKS = 50  # of ports that are tried
 
 
-def draw_ports():
+def draw_block():
     """The first port of a block of ten, from 10000 to 32759: below every system's ephemeral ports."""
     return 10000 + 10 * (int.from_bytes(os.urandom(4), "big") % 2276)
 
@@ -1254,7 +1256,7 @@ def listen_in_block(count):
     :raises OSError: there is no such block
     """
     for _ in range(BLOCKS):
-        base = draw_ports()
+        base = draw_block()
         free = listen_on(range(base + 2, base + 6))
         if free is None:
             continue
@@ -1472,7 +1474,7 @@ class KernelProcess:
             connection.close()
             self.say("a connection of another user (number {}) was turned away".format(owner))
             return
-        self._carry(self.channels.open(self.number, {"listener": position}), SocketEnd(self.loop, connection))
+        self._carry(self.channels.open(self.number, {"listener": position}), KernelSocket(self.loop, connection))
 
     def _listen_again(self, position):
         if position < len(self.listeners) and self.listeners[position].fileno() >= 0:
@@ -1493,7 +1495,7 @@ class KernelProcess:
             self.say("cannot connect to {}@{}: {}".format(port, host, error))
             stream.close()
             return
-        end = SocketEnd(self.loop, connection, connecting=True)
+        end = KernelSocket(self.loop, connection, connecting=True)
         self._carry(stream, end)
 
     def _carry(self, stream, end):
@@ -1783,7 +1785,7 @@ class Job:
         join(stream, self.inner.open(1, {"host": host, "port": port}))
 
     def say(self, text):
-        self._tell("said", text=printable(text)[:1000])
+        self._tell("said", text=one_line(text)[:1000])
 
     def reap(self):
         """Look whether the command has ended."""
@@ -1892,11 +1894,11 @@ class Job:
 
     def _hello(self, facts):
         if "error" in facts:
-            self._fail("altered", printable(facts.get("text")))
+            self._fail("altered", one_line(facts.get("text")))
             return
         self._disarm("begin")
         self.runs = True
-        told = {name: printable(facts.get(name) or "") for name in ("host", "pid", "python", "job")}
+        told = {name: one_line(facts.get(name) or "") for name in ("host", "pid", "python", "job")}
         self._tell("node", **told)
         self._within("quiet", SUSPENDED_SECONDS, self._look_whether_quiet)
 
@@ -1914,7 +1916,7 @@ class Job:
         elif told == "exit" and type(code) is int:
             self.result = code
         elif told == "stopped":
-            self.failure = self.failure or ("stopped", printable(message.get("text")))
+            self.failure = self.failure or ("stopped", one_line(message.get("text")))
         elif told == "note":
             self.say(message.get("text"))
         elif told == "over":
@@ -1930,7 +1932,7 @@ class Job:
 
     def _broken(self, error):
         """The line to the far end beyond is no more."""
-        if error.text == CLOSED:
+        if error.text == CONNECTION_CLOSED:
             self._within("end", COMMAND_SECONDS, self._kill)
         else:
             self._drain()
@@ -2018,7 +2020,7 @@ FIRST_SECONDS = 60.0  # a session that nobody has ever used is given up then
 LAST_SECONDS = 30.0  # how long a session that is over waits for the near side to say that it has heard so
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - local to a machine, and there without a login
 # Exit codes of the bootstrap; 101 and 102 are the shell's.
-NO_PYTHON, OLD_PYTHON, NO_ANSWER, BAD_HELLO, NO_SESSION, ENDED, TERMINAL = range(101, 108)
+NO_PYTHON, OLD_PYTHON, CUT_SHORT, BAD_HELLO, NO_SESSION, ENDED, TERMINAL = range(101, 108)
 UNHEARD, OTHER_SHELL, TAKEN = range(108, 111)
 
 
@@ -2346,7 +2348,7 @@ class Keeper:
                 pass  # others use it
 
 
-def catch_signals(loop, names, reap, stop):
+def notice_signals(loop, names, reap, stop):
     """Have ``reap()`` called when a child has ended, and ``stop(text)`` when one of the signals has come."""
     import signal
 
@@ -2368,15 +2370,15 @@ def catch_signals(loop, names, reap, stop):
     loop.readers[reader] = wake
 
 
-def keep(control, secret):
+def run_keeper(control, secret):
     """Be the keeper of a session, to its end."""
     import signal
 
-    loop = Loop()
+    loop = PollLoop()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keeper = Keeper(loop, control, secret)
-    catch_signals(loop, ["SIGTERM"], keeper.far.reap, keeper.stop)
+    notice_signals(loop, ["SIGTERM"], keeper.far.reap, keeper.stop)
     try:
         while not keeper.done:
             loop.step()
@@ -2397,7 +2399,7 @@ def serve_beyond(facts):
     import signal
 
     signal.alarm(0)
-    loop, over = Loop(), []
+    loop, over = PollLoop(), []
     wire = Wire("far", patience=ORPHAN_SECONDS)
 
     def done():
@@ -2417,7 +2419,7 @@ def serve_beyond(facts):
         far.end()
 
     far = Far(loop, wire, raise_limits(), done)
-    catch_signals(loop, ["SIGTERM", "SIGHUP", "SIGINT"], far.reap, stop)
+    notice_signals(loop, ["SIGTERM", "SIGHUP", "SIGINT"], far.reap, stop)
     own = {"host": socket.gethostname(), "pid": os.getpid(), "python": ".".join(map(str, sys.version_info[:3]))}
     own["job"] = ([os.environ[name] for name in JOBS if os.environ.get(name)] + [""])[0]
     wire.attach(own, other=facts)
@@ -2467,7 +2469,7 @@ BEYOND = (
 def find_python(program):
     """What a shell runs: the program, by the first Python that takes it.
 
-    It ends with 101 where there is no Python 3, 102 where it is too old, else as :data:`STAGES` says.
+    It ends with 101 where there is no Python 3, 102 where it is too old, else as :data:`LOGIN_ENDS` says.
     """
     return (
         "c=101;for p in {};do command -v $p >/dev/null 2>&1||continue;"
@@ -2533,7 +2535,7 @@ def start_keeper(secret):
         for number in range(3):
             os.dup2(null, number)
         os.close(null)
-        keep(there, secret)
+        run_keeper(there, secret)
     except Exception:
         import traceback
 
@@ -2545,7 +2547,7 @@ def start_keeper(secret):
         os._exit(0)
 
 
-def hand_over(control, facts):
+def hand_streams_over(control, facts):
     """Hand standard input and output over to a keeper, and wait until it has done with them.
 
     :returns: an exit code, and what the keeper had to say if a defect has ended it
@@ -2621,7 +2623,7 @@ def far_main():
         return NO_SESSION
     end_others(facts.get("end"))
     facts["end"] = None
-    code, text = hand_over(control or start_keeper(secret), facts)
+    code, text = hand_streams_over(control or start_keeper(secret), facts)
     if text:
         sys.stderr.write("tunnel: a defect of the relay ended it: {}\n".format(text))
     return code
@@ -2630,11 +2632,11 @@ def far_main():
 # ------------------------------------------------------------------------------------------------- near end
 # What follows is not sent to the kernel machine.
 
-STAGES = {
+LOGIN_ENDS = {
     NO_PYTHON: "no Python 3 was found there: the relay needs 3.6 or later,"
     " in the PATH of a login without a terminal",
     OLD_PYTHON: "the Python 3 found there is older than 3.6, which the relay needs",
-    NO_ANSWER: "the connection ended while the relay was being sent",
+    CUT_SHORT: "the connection ended while the relay was being sent",
     BAD_HELLO: "what was sent to the relay arrived altered, or not at all",
     NO_SESSION: "the session that the relay was asked for is not there",
     ENDED: "the relay was ended over there, or a defect stopped it",
@@ -2690,7 +2692,7 @@ def explain_start(code, text):
         )
     if "xcode-select" in text:
         return "the python3 of that Mac is none yet: run `xcode-select --install` there, or install one"
-    return STAGES.get(code)
+    return LOGIN_ENDS.get(code)
 
 
 class Near:
@@ -2826,10 +2828,10 @@ class Near:
     def _hello(self, facts):
         if "error" in facts:
             self.detach()
-            text, error = printable(facts.get("text")), printable(facts["error"])
+            text, error = one_line(facts.get("text")), one_line(facts["error"])
             self.on_elsewhere(text) if error == ELSEWHERE else self._is_over(text, error)
             return
-        again, self.host = self.host is not None, printable(facts.get("host"))
+        again, self.host = self.host is not None, one_line(facts.get("host"))
         self.end_others = []
         self.on_attached(facts, again)
 
@@ -2860,7 +2862,7 @@ class Near:
     def _control(self, message):
         told, kernel, code = message.get("told"), message.get("kernel"), message.get("code")
         if told == "note":
-            self.on_note(printable(message.get("text")))
+            self.on_note(one_line(message.get("text")))
         elif told == "over":
             self._finish()
         elif type(kernel) is not int or kernel not in self.kernels:
@@ -2984,14 +2986,14 @@ class Served:
 
     def text(self, text):
         for line in text.splitlines():
-            self.tunnel.keep(self.printed, line)
+            self.tunnel.keep_last(self.printed, line)
             self.log.quote("kernel", line)
 
     def job(self, message):
         """What is told of the command through which the kernel runs."""
-        told, text = message.get("told"), printable(message.get("text") or "")
+        told, text = message.get("told"), one_line(message.get("text") or "")
         if told == "said":
-            self.tunnel.keep(self.said, text)
+            self.tunnel.keep_last(self.said, text)
             self.log.quote("via", text)
             if self.session.launch.check:  # somebody looks on while it waits in its queue
                 self.session.launch.check.report("via", text)
@@ -3001,7 +3003,7 @@ class Served:
             self._step("via", "{}, process {}".format(self.request.via, message.get("pid")))
             self.tunnel.watch_front_end(self.timers, self.request.link, self._front_end_gone, first=0)
         else:
-            words = [printable(message.get(name) or "") for name in ("python", "pid", "host", "job")]
+            words = [one_line(message.get(name) or "") for name in ("python", "pid", "host", "job")]
             text = "Python {}, process {} on {}".format(*words) + (", job " + words[3] if words[3] else "")
             self._step("node", text)
             if self.session.launch.check:
@@ -3154,7 +3156,7 @@ class Session:
 
     def _noise(self, text):
         for line in text.splitlines():
-            self.tunnel.keep(self.noise, line)
+            self.tunnel.keep_last(self.noise, line)
             self.log.quote("login", line)
 
     def _attached(self, facts, again):
@@ -3179,7 +3181,7 @@ class Session:
             self.lost_at = time.monotonic()
             self.tell("the connection is lost: {}".format(text))
         current = self.launch.current
-        if current and text == CLOSED:
+        if current and text == CONNECTION_CLOSED:
             self._expect_end("connection lost")
         elif current:
             current.end("connection lost")
@@ -3576,7 +3578,7 @@ JOB_CODES = {
     127: "there is no such command",
     NO_PYTHON: "no Python 3 was found where it leads: the relay needs 3.6 or later there",
     OLD_PYTHON: "the Python 3 where it leads is older than 3.6, which the relay needs",
-    NO_ANSWER: "its standard input ended while the relay was being sent; it has to pass standard input on",
+    CUT_SHORT: "its standard input ended while the relay was being sent; it has to pass standard input on",
     BAD_HELLO: "what was sent through it arrived altered, or not at all",
     TAKEN: "what was sent through it arrived altered, or not at all",
     ENDED: "what was sent through it arrived altered, or a defect stopped the relay there",
@@ -3594,7 +3596,7 @@ def explain_job(command, message, said):
     """
     import re
 
-    stage, code, text = message.get("stage"), message.get("code"), printable(message.get("text") or "")
+    stage, code, text = message.get("stage"), message.get("code"), one_line(message.get("text") or "")
     line, why = (said or [""])[-1], None
     for pattern, meaning in JOB_ENDS if stage in ("before", "begun", "runs", "stopped") else ():
         found = [each for each in said if re.search(pattern, each, re.IGNORECASE)]
@@ -3621,13 +3623,13 @@ def preview(tunnel, request):
         "the relay is run by the login shell there through: {}\n".format(shell_line(request.via))
         if request.via
         else "",
-        tunnel.printable([request.kernel.path] + words),
+        tunnel.printable_command([request.kernel.path] + words),
     )
 
 
 def many_files(work):
     """Have a launcher wait in a way that hundreds of kernels do not slow down, with as many open files."""
-    loop = Loop()
+    loop = PollLoop()
     for watched, old in ((loop.readers, work.loop.readers), (loop.writers, work.loop.writers)):
         for each, action in old.items():
             watched[each] = action
@@ -3637,7 +3639,7 @@ def many_files(work):
         raise_limits()
 
 
-def launch(tunnel, work, settings, listener=None, path=None):
+def launch_through_relay(tunnel, work, settings, listener=None, path=None):
     """Launch through a relay.
 
     :param tunnel: the launcher's module
@@ -3670,7 +3672,7 @@ def launch(tunnel, work, settings, listener=None, path=None):
         last = session.run(settings)
         while any(each.delivery for each in session.kernels.values()) and not work.signal:
             work.loop.step()  # a front end that is busy has not got everything yet
-        return verdict(tunnel, work, session, last, outcome and outcome[0] + (served,))
+        return session_verdict(tunnel, work, session, last, outcome and outcome[0] + (served,))
     except tunnel.Fatal as error:
         ended = error.text
         if hub:
@@ -3706,7 +3708,7 @@ def no_relay(tunnel, work, session, facts):
     )
 
 
-def verdict(tunnel, work, session, last, outcome):
+def session_verdict(tunnel, work, session, last, outcome):
     """The exit code of a session that is over.
 
     :param last: facts and settings of its only connection, where that has failed

@@ -250,7 +250,7 @@ class Launcher:
         self.machine, self.with_cable, self.reconnect = machine, cable, reconnect
         self.small_buffers = small_buffers  # so that little of what is passed on is on its way to the front end
         self.login_options = {"command": command, "shell": shell}
-        self.loop = relay.Loop()
+        self.loop = relay.PollLoop()
         self.near = relay.Near(self.loop, **options)
         name = "relay-" + relay.session_name(self.near.secret)
         machine.names += [os.path.join(folder, name) for folder in relay.folders()]
@@ -414,7 +414,7 @@ class Launcher:
             return
         if self.small_buffers:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        end = relay.SocketEnd(self.loop, connection)
+        end = relay.KernelSocket(self.loop, connection)
         kernel.ends.append(end)
         relay.join(end, stream)
         if position == 0 and kernel.replacing:
@@ -448,7 +448,7 @@ class Launcher:
         listener = socket.socket()
         while True:
             try:
-                listener.bind(("127.0.0.1", relay.draw_ports() + 7))
+                listener.bind(("127.0.0.1", relay.draw_block() + 7))
                 break
             except OSError:
                 pass
@@ -456,7 +456,7 @@ class Launcher:
         kernel.listeners.append(listener)
 
         def accept():
-            end = relay.SocketEnd(self.loop, listener.accept()[0])
+            end = relay.KernelSocket(self.loop, listener.accept()[0])
             del self.loop.readers[listener]
             kernel.ends.append(end)
             relay.join(end, self.near.open(number, "127.0.0.1", port))

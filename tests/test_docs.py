@@ -433,7 +433,7 @@ def test_what_a_refused_login_of_a_relay_costs_is_said():
 
 def test_ports_are_drawn_where_the_manual_says():
     assert "drawn between 10000 and 32767" in flat(MANUAL)
-    for draw in (lambda: tunnel.draw_ports()[0], tunnel_relay.draw_ports):
+    for draw in (lambda: tunnel.draw_ports()[0], tunnel_relay.draw_block):
         assert all(10000 <= draw() <= 32767 - 9 for _ in range(200))
 
 

@@ -498,7 +498,7 @@ def test_after_its_minutes_a_lost_session_ends(machine):
 def test_a_session_that_was_never_used_ends_after_a_minute(machine, monkeypatch):
     monkeypatch.setattr(relay, "FIRST_SECONDS", 0.4)
     here, there = socket.socketpair()
-    keeper = relay.Keeper(relay.Loop(), there, os.urandom(16).hex())
+    keeper = relay.Keeper(relay.PollLoop(), there, os.urandom(16).hex())
     try:
         end = time.monotonic() + 5
         while not keeper.done:
@@ -513,7 +513,7 @@ def test_a_session_that_was_never_used_ends_after_a_minute(machine, monkeypatch)
 
 def test_a_keeper_serves_only_who_knows_the_secret():
     here, there = socket.socketpair()
-    loop = relay.Loop()
+    loop = relay.PollLoop()
     secret = os.urandom(16).hex()
     keeper = relay.Keeper(loop, there, secret)
     try:
@@ -821,7 +821,7 @@ def test_a_login_whose_output_leads_nowhere_starts_nothing(machine, where):
 
 def first_words(machine, goodbye=False):
     """What a near end sends that has a kernel started at once, a shell script that leaves a mark."""
-    near = relay.Near(relay.Loop())
+    near = relay.Near(relay.PollLoop())
     name = "relay-" + relay.session_name(near.secret)
     machine.names += [os.path.join(folder, name) for folder in relay.folders()]
     near.start([machine.script("touch ~/started; sleep 60\n", python=False)], 0)
@@ -1065,7 +1065,7 @@ def test_it_listens_on_the_loopback_only_and_leaves_four_ports_to_the_kernel(mac
 def test_a_block_is_passed_over_when_a_port_of_the_kernels_is_taken(monkeypatch):
     with socket.socket() as taken:
         while True:
-            base = relay.draw_ports()
+            base = relay.draw_block()
             try:
                 taken.bind(("127.0.0.1", base + 4))
                 break
@@ -1073,12 +1073,12 @@ def test_a_block_is_passed_over_when_a_port_of_the_kernels_is_taken(monkeypatch)
                 pass
         taken.listen(1)
         blocks = [base, base + 20]
-        monkeypatch.setattr(relay, "draw_ports", lambda: blocks.pop(0))
+        monkeypatch.setattr(relay, "draw_block", lambda: blocks.pop(0))
         listeners = relay.listen_in_block(2)
         assert [each.getsockname()[1] for each in listeners] == [base + 20, base + 21]
         for each in listeners:
             each.close()
-        monkeypatch.setattr(relay, "draw_ports", lambda: base)
+        monkeypatch.setattr(relay, "draw_block", lambda: base)
         with pytest.raises(OSError, match="no block of ports is free"):
             relay.listen_in_block(2)
 

@@ -427,7 +427,7 @@ def test_hostile_frames_raise_one_error_only(monkeypatch):
                 bodies.append(json.dumps(dict(more, told=told, kernel=kernel)).encode())
     for seed in range(SEEDS):
         draw = random.Random(seed)
-        near = relay.Near(relay.Loop())
+        near = relay.Near(relay.PollLoop())
         near.wire.attach({}, fresh=True)
         near.start(["kernel"], 6)
         near.on_open = lambda kernel, listener, end: end.resume()
@@ -855,7 +855,7 @@ class Bench:
     """A loop that turns until something is so."""
 
     def __init__(self):
-        self.loop = relay.Loop()
+        self.loop = relay.PollLoop()
 
     def until(self, condition, seconds=10):
         late = []
@@ -869,7 +869,7 @@ class Bench:
 def pairs(loop):
     outer, inner = socket.socketpair()
     outer.setblocking(False)
-    return outer, relay.SocketEnd(loop, inner)
+    return outer, relay.KernelSocket(loop, inner)
 
 
 def test_joined_sockets_pass_everything_on_with_half_closes():
@@ -946,7 +946,7 @@ def test_what_came_before_a_reset_is_passed_on():
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
     client = socket.create_connection(listener.getsockname())
-    end = relay.SocketEnd(bench.loop, listener.accept()[0])
+    end = relay.KernelSocket(bench.loop, listener.accept()[0])
     sink = Sink(end, reading=False)
     client.sendall(b"last words")
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
@@ -966,7 +966,7 @@ def test_small_writes_are_not_held_back():
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
         with socket.create_connection(listener.getsockname()) as connection:
-            relay.SocketEnd(relay.Loop(), connection)
+            relay.KernelSocket(relay.PollLoop(), connection)
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
@@ -977,7 +977,7 @@ def test_a_peer_that_writes_twice_does_not_wait_for_an_acknowledgement():
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
         with socket.create_connection(listener.getsockname()) as client:
-            end = relay.SocketEnd(bench.loop, listener.accept()[0])
+            end = relay.KernelSocket(bench.loop, listener.accept()[0])
             sink = Sink(end)
             for number in range(1, 31):
                 begin = time.monotonic()
@@ -1018,7 +1018,7 @@ def test_a_connection_that_is_refused_is_told():
     connection.setblocking(False)
     connection.connect_ex(probe.getsockname())
     probe.close()
-    end = relay.SocketEnd(bench.loop, connection, connecting=True)
+    end = relay.KernelSocket(bench.loop, connection, connecting=True)
     sink = Sink(end)
     end.write(b"x")
     bench.until(lambda: sink.closed)

@@ -490,7 +490,7 @@ def test_a_try_goes_through_its_stages_and_never_back(dialect, lines):
     assert stages == sorted(stages)
     assert set(stages) == set(STAGES)
     facts = facts_of(*(lines + lines), dialect=dialect)
-    for event in tunnel.STAGES:
+    for event in tunnel.STAGE_AFTER:
         tunnel.note(facts, settings(), plan(), event, [""], "line")
         assert facts.stage == STARTED
 
@@ -756,7 +756,7 @@ def test_each_obstacle_is_met_by_some_line_and_each_rule_is_for_one():
     assert set(tunnel.RULES) <= set(tunnel.OBSTACLES)
     assert set(tunnel.EXPLAINED) <= set(tunnel.OBSTACLES) | {"no answer", "no login", "front end gone", "half"}
     assert set(tunnel.ENDS_ITSELF) <= set(tunnel.OBSTACLES)
-    assert set(tunnel.STAGES) <= {form.event for form in OpenSSH.forms + Plink.forms}
+    assert set(tunnel.STAGE_AFTER) <= {form.event for form in OpenSSH.forms + Plink.forms}
 
 
 @pytest.mark.parametrize("dialect", [OpenSSH, Plink])
@@ -2210,7 +2210,7 @@ def test_a_full_disk_ends_the_log_and_not_the_launch(log, capsys):
 def test_the_last_lines_are_kept():
     lines = []
     for number in range(1000):
-        tunnel.keep(lines, number)
+        tunnel.keep_last(lines, number)
     assert lines == list(range(800, 1000))
 
 
