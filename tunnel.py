@@ -1681,12 +1681,25 @@ def explain_connection(dialect, facts, settings, words):
 
 
 def visible(text):
-    """A text without control characters, line breaks apart: others may have put some into it."""
+    """A text without anything that a terminal would act upon: what others have said goes through here on its way
+    to a terminal, a log or an error line.
+
+    :returns: the text, in which a tab is a blank, line breaks stay, and every other character that has no glyph
+        (control characters, marks that turn the direction of writing, line separators, bytes that are no UTF-8)
+        is written as an escape
+    """
     if text.isprintable():
         return text
-    table = {code: "\\x{:02x}".format(code) for code in range(160) if code < 32 or code > 126}
-    table.update({9: " ", 10: "\n"})
-    return text.translate(table)
+    return "".join(each if each.isprintable() or each == "\n" else escaped(each) for each in text)
+
+
+def escaped(character):
+    """A character that has no glyph, in letters and digits; a byte that was no UTF-8 as that byte."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        code -= 0xDC00
+    form = "\\x{:02x}" if code < 0x100 else "\\u{:04x}" if code < 0x10000 else "\\U{:08x}"
+    return " " if character == "\t" else form.format(code)
 
 
 def say(text):
@@ -1694,12 +1707,14 @@ def say(text):
     put(sys.stderr, "tunnel: {}\n".format(visible(text)))
 
 
-def show(text):
+def show(text, paint=str):
     """Print what was asked for; where it has nowhere to go, that is no failure.
 
+    :param paint: called with the text once it is safe to show, returns it in colours
     :returns: 0
     """
     encoding = sys.stdout.encoding if sys.stdout else None
+    text = paint(visible(text))
     put(sys.stdout, text.encode(encoding or "utf-8", "backslashreplace").decode(encoding or "utf-8"))
     return 0
 
@@ -2296,8 +2311,11 @@ def listen(path=None, backlog=5):
     return listener
 
 
-def accept(listener):
-    """The next connection; None when it has gone again."""
+def accept(listener, log=None):
+    """The next connection; None when it has gone again, or is another user's.
+
+    :param log: where it is noted that another user was turned away; without one whoever connects is let in
+    """
     import _socket
 
     try:
@@ -2307,6 +2325,12 @@ def accept(listener):
             raise  # it would be there again at once
         return None
     connection = _socket.socket(listener.family, listener.type, listener.proto, descriptor)
+    user = None if log is None else peer_user(connection)
+    if user is not None and user not in (os.getuid(), 0):
+        who = "another user (number {})".format(user) if user >= 0 else "a process that has gone already"
+        log.write("a connection from {} was turned away".format(who))
+        connection.close()
+        return None
     connection.setblocking(False)
     return connection
 
@@ -2528,20 +2552,53 @@ def has_hung_up(connection):
 def has_closed(connection):
     """The same for a peer on this machine whose farewell waits behind data that nobody reads: Linux tells of its
     socket (proc(5), ``/proc/net/tcp``), which is gone or on its way out."""
+    theirs, ours = peer_rows(connection)
+    return ours is not None and (theirs is None or theirs[2] == b"04")  # FIN-WAIT-1
+
+
+def peer_user(connection):
+    """The user whose process holds the other end of a connection within this machine.
+
+    :returns: the user's number; -1 where that process has closed its end already; None where the system does not
+        tell (Windows, macOS; WSL 1, whose table is empty)
+    """
+    theirs, ours = peer_rows(connection)
+    if ours is None:
+        return None
+    # Once a socket is closed Linux shows it as root's, without an inode.
+    gone = theirs is None or (theirs[2] != b"01" and theirs[8] == b"0")
+    return -1 if gone else int(theirs[6])
+
+
+def peer_rows(connection):
+    """What Linux tells of the two sockets of a connection within this machine (proc(5), ``/proc/net/tcp``).
+
+    :returns: the words of the peer's row and of this side's, without the row's number; None for a row that is not
+        there, and for both where the peer is elsewhere or the system does not tell
+    """
     try:
-        ours, theirs = connection.getsockname(), connection.getpeername()
-        if not theirs[0].startswith("127."):
-            return False
-        with open("/proc/net/tcp", "rb") as stream:
-            lines = [line.split()[1:4] for line in stream.read().splitlines()[1:]]
+        ends = connection.getpeername(), connection.getsockname()
     except OSError:
-        return False
-    wanted = [
+        return None, None
+    if not ends[0][0].startswith("127."):
+        return None, None
+    rows = []
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):  # a socket of both families stands in the second
+        try:
+            with open(table, "rb") as stream:
+                rows += [line.split()[1:] for line in stream.read().splitlines()[1:]]
+        except OSError:
+            pass  # no Linux, or one without that family
+    theirs, ours = [
         b"%08X:%04X" % (int.from_bytes(bytes(map(int, host.split("."))), sys.byteorder), port)
-        for host, port in (theirs, ours)
+        for host, port in ends
     ]
-    states = [line[2] for line in lines if line[:2] == wanted]
-    return not states or states[0] == b"04"  # FIN-WAIT-1
+    return row_between(rows, theirs, ours), row_between(rows, ours, theirs)
+
+
+def row_between(rows, one, other):
+    """The row of the socket at ``one`` that is connected to ``other``; None where there is none."""
+    return next((row for row in rows if row[0].endswith(one) and row[1].endswith(other)), None)
 
 
 class Channel:
@@ -2810,8 +2867,8 @@ class Forwards:
     ``inward_pairs`` what the front end may be told.
     """
 
-    def __init__(self, loop, count, inward=0, avoid=()):
-        self.loop = loop
+    def __init__(self, loop, log, count, inward=0, avoid=()):
+        self.loop, self.log = loop, log
         found, passed_over = [], []
         while len(found) < count + inward:
             listener = listen()
@@ -2829,7 +2886,7 @@ class Forwards:
                 self.loop.readers[listener] = lambda one=listener, at=position, to=tell: self._accept(one, at, to)
 
     def _accept(self, listener, position, tell):
-        connection = accept(listener)
+        connection = accept(listener, self.log)
         if connection is None:
             return
         end = SocketEnd(self.loop, connection)
@@ -3562,7 +3619,9 @@ class Try:
             # No client tells whether a channel still carries data, nor which side has closed it: all lead through
             # here.
             block = range(max(settings.ports), max(settings.ports) + 9)  # which the client may listen on here
-            self.way = Forwards(self.loop, 6 if request.callback else 2, 4 if request.inward else 0, block)
+            self.way = Forwards(
+                self.loop, self.log, 6 if request.callback else 2, 4 if request.inward else 0, block
+            )
         self.plan = session.plan if session else Plan(request, settings, self.way.ports if self.way else ())
         if self.way:
             plan = self.plan
@@ -4316,11 +4375,11 @@ class Check:
         self.colours = bool(sys.stdout) and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     def report(self, name, text):
-        mark = "\033[32mok\033[0m" if self.colours else "ok"
-        show("{:6.2f} s  {}  {}: {}\n".format(self.launch.seconds, mark, name, text))
+        line = "{:6.2f} s  ok  {}: {}\n".format(self.launch.seconds, name, text)
+        show(line, lambda text: text.replace("ok", "\033[32mok\033[0m", 1) if self.colours else text)
 
     def _accept(self, listener, name):
-        connection = accept(listener)
+        connection = accept(listener, self.launch.log)
         if connection is None:
             return
         del self.launch.loop.readers[listener]

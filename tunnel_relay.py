@@ -13,9 +13,10 @@ file, sent over the client's standard input and run by the Python found there. T
   another far end, which is reached through the command's standard input and output by a wire of its own;
 - on the front end's machine the *near end*, to which connections are attached.
 
-Frames: kind (1 byte), channel (4), number (8), acknowledged number (8), length (4), all big endian, then the body.
-Between frames any number of newlines may stand; one ends every flush, since programs in between may hold back
-what is not a whole line.
+Frames: kind (1 byte), channel (4), number (8), acknowledged number (8), length of the body (4), a checksum of all
+that (4), big endian, then the body, and, behind a body, the checksum once more. So a line that some other program
+writes into the stream is never taken for a frame, nor for a part of one. Between frames any number of newlines may
+stand; one ends every flush, since programs in between may hold back what is not a whole line.
 """
 
 import json
@@ -25,8 +26,9 @@ import struct
 import sys
 import time
 from collections import deque
+from zlib import crc32
 
-PROTOCOL = 1
+PROTOCOL = 2
 BODY = 65536  # the most that one frame carries
 READ = 1 << 18  # the most that is read at once
 KEEP = 1 << 22  # what is not acknowledged, and kept, before the sources have to wait
@@ -51,10 +53,14 @@ ASLEEP_SECONDS = 4.0  # a clock that is off by more has stood still
 
 OPEN, DATA, CREDIT, FINISH, RESET, CONTROL, TEXT = b"odcfrjt"  # numbered
 ACK, PING, PONG = b"apq"  # not numbered
-GOODBYE = ord("g")  # begins a line that is no frame
-NUMBERED, PLAIN = frozenset(b"odcfrjt"), frozenset(b"apq")
+NUMBERED = frozenset(b"odcfrjt")
+# The kinds of frames that each side may send once it has said hello. Before its hello a side sends none; the near
+# side's goodbye is a line, not a frame, and nothing follows it.
+SENDS = {"near": frozenset(b"odcfrjapq"), "far": frozenset(b"odcfrjtapq")}
 
 HEADER = struct.Struct(">BIQQI")
+SUM = struct.Struct(">I")
+HEAD_LENGTH = HEADER.size + SUM.size
 ALL_BYTES = bytes(range(256))
 MARKS = {"near": b"--tunnel-relay-near--", "far": b"--tunnel-relay-far--"}
 END = b"--tunnel-relay-end--"
@@ -86,6 +92,17 @@ def nothing(*_):
 
 
 # ------------------------------------------------------------------------------------------------- wire
+
+
+def head(kind, channel, number, acknowledged, length):
+    """The bytes that come before a frame's body; the last ``SUM.size`` of them stand behind the body too.
+
+    :param kind: one of the bytes in :data:`SENDS`
+    :param number: 0 for a kind that is not numbered
+    :param length: of the body, in bytes
+    """
+    start = HEADER.pack(kind, channel, number, acknowledged, length)
+    return start + SUM.pack(crc32(start))
 
 
 def hello(side, facts):
@@ -186,6 +203,7 @@ class Wire:
     def __init__(self, side, pace=PING_SECONDS, clock=time.monotonic, wall=time.time, patience=None):
         self.side, self.pace, self.clock, self.wall_clock = side, pace, clock, wall
         self.patience = patience
+        self.heard_kinds = SENDS["far" if side == "near" else "near"]
         self.on_frame = self.on_hello = self.on_noise = self.on_room = self.on_output = self.on_settled = nothing
         self.queue, self.unacked = deque(), deque()  # not yet written on this connection, and written
         self.kept = self.queued = 0  # bytes in both, and in the queue alone
@@ -197,7 +215,7 @@ class Wire:
 
     def _reset(self):
         self.out, self.rest, self.need = [], bytearray(), 0
-        self.ready = self.greeted = self.leaving = False
+        self.ready = self.greeted = False
         self.want = set()
         self.unsaid_frames = self.unsaid_bytes = 0
         self.now = self.heard = self.pinged = self.due = self.clock()
@@ -276,7 +294,7 @@ class Wire:
                 self.want.discard(ACK)  # which every message is, too
             for kind in (PONG, PING, ACK) if self.want else ():
                 if kind in self.want:
-                    self.out.append(HEADER.pack(kind, 0, 0, self.received, 0))
+                    self.out.append(head(kind, 0, 0, self.received, 0))
             self.want.clear()
             size, number = 0, self.acked + len(self.unacked)
             while self.ready and self.queue and size < READ and len(self.out) < VECTOR:
@@ -284,9 +302,8 @@ class Wire:
                 kind, channel, body = frame
                 self.unacked.append(frame)
                 number += 1
-                self.out.append(HEADER.pack(kind, channel, number, self.received, len(body)))
-                if body:
-                    self.out.append(body)
+                start = head(kind, channel, number, self.received, len(body))
+                self.out += [start, body, start[HEADER.size :]] if body else [start]
                 size += len(body) + COST
             self.queued -= size
             if self.out:
@@ -320,7 +337,7 @@ class Wire:
         self.heard = self.clock()
         if self.greeted:
             self.deadline = self.heard + (self.patience or DEAD_SECONDS)
-        elif not self.leaving:
+        else:
             noise, facts, data = self.reader.feed(data)
             if noise:
                 self.on_noise(noise)
@@ -337,7 +354,7 @@ class Wire:
 
     def _parse(self, view, connection):
         at, end = 0, len(view)
-        while at < end and not self.leaving and connection == self.connection:
+        while at < end and connection == self.connection:
             if self.rest:
                 # Only the frame that reads have cut in two is copied.
                 more = min(self.need - len(self.rest), end - at)
@@ -349,43 +366,42 @@ class Wire:
             if view[at] == 10:
                 at += 1
                 continue
-            length = self._length(view, at, end)
-            if length is None or at + HEADER.size + length > end:
+            size = self._size(view, at, end)
+            if size is None or at + size > end:
                 self.rest += view[at:end]
-                self.need = HEADER.size + (length or 0)
+                self.need = size or HEAD_LENGTH
                 return
-            at += HEADER.size
-            self._frame(view, at - HEADER.size, view[at : at + length])
-            at += length
+            self._frame(view[at : at + size])
+            at += size
 
     def _cut_frame(self):
-        length = self._length(self.rest, 0, len(self.rest))
-        if length is None:
-            return
-        self.need = HEADER.size + length
+        self.need = self._size(self.rest, 0, len(self.rest)) or HEAD_LENGTH
         if len(self.rest) == self.need:
             frame, self.rest = memoryview(bytes(self.rest)), bytearray()
-            self._frame(frame, 0, frame[HEADER.size :])
+            self._frame(frame)
 
-    def _length(self, view, at, end):
-        """The length of the body of the frame that begins at ``at``; None while its header is not complete."""
-        kind = view[at]
-        if kind == GOODBYE:
-            self.leaving = True
-            return 0 if end - at >= HEADER.size else None
-        if kind not in NUMBERED and kind not in PLAIN:
-            raise WireError("a message of unknown kind 0x{:02x} has arrived".format(kind))
-        if end - at < HEADER.size:
+    def _size(self, view, at, end):
+        """How many bytes the frame that begins at ``at`` has, all told; None while its head is not complete.
+
+        :raises WireError: no frame begins like this
+        """
+        start = bytes(view[at : min(end, at + HEAD_LENGTH)])
+        if start[0] not in self.heard_kinds:
+            raise WireError("a message of unknown kind 0x{:02x} has arrived".format(start[0]))
+        if len(start) < HEAD_LENGTH:
             return None
-        length = HEADER.unpack_from(view, at)[4]
+        if SUM.unpack_from(start, HEADER.size)[0] != crc32(start[: HEADER.size]):
+            raise WireError("bytes have arrived that are no message: {!r}".format(start[:40]))
+        length = HEADER.unpack_from(start)[4]
         if length > BODY:
             raise WireError("a message of {} bytes has arrived, over the limit".format(length))
-        return length
+        return HEAD_LENGTH + (length + SUM.size if length else 0)
 
-    def _frame(self, view, at, body):
-        if self.leaving:
-            return
-        kind, channel, number, acked, _ = HEADER.unpack_from(view, at)
+    def _frame(self, frame):
+        body = frame[HEAD_LENGTH : max(HEAD_LENGTH, len(frame) - SUM.size)]
+        if body and frame[len(frame) - SUM.size :] != frame[HEADER.size : HEAD_LENGTH]:
+            raise WireError("bytes have been put into a message, or are missing from it")
+        kind, channel, number, acked, _ = HEADER.unpack_from(frame)
         if acked != self.acked:
             if not self.acked < acked <= self.acked + len(self.unacked):
                 raise WireError("the other side acknowledges message {}, which was not sent".format(acked))
@@ -1029,9 +1045,10 @@ class Line:
     :param goodbye: what the other side's watchdog says last, when there is nobody any more
     """
 
-    def __init__(self, loop, wire, source, sink, on_end, goodbye=None):
+    def __init__(self, loop, wire, source, sink, on_end, goodbye=b""):
         self.loop, self.wire, self.source, self.sink, self.on_end = loop, wire, source, sink, on_end
         self.goodbye, self.tail = goodbye, b""
+        self.failed = None  # the error after which this line only waits for the rest of a goodbye
         self.closed = self.blocked = self.silent = False
         self.ack_timer = self.timer = None
         for each in {source, sink}:
@@ -1064,7 +1081,12 @@ class Line:
     @property
     def said_goodbye(self):
         """Whether the last that came was a goodbye, be it in the middle of a message that its sender died over."""
-        return self.goodbye is not None and self.goodbye in self.tail
+        return bool(self.goodbye) and self.goodbye in self.tail
+
+    @property
+    def _may_say_goodbye(self):
+        """Whether the last bytes that came may be the beginning of a goodbye."""
+        return any(self.tail.endswith(self.goodbye[:count]) for count in range(1, len(self.goodbye)))
 
     def _take(self):
         if isinstance(self.source, int):
@@ -1109,13 +1131,22 @@ class Line:
             self._end("the other side has said goodbye")
             return
         try:
-            self.wire.feed(data)
+            if not self.failed:
+                self.wire.feed(data)
         except WireError as error:
-            self._end(error.text, error.error)
-        if not self.closed:
+            self.failed = error
+        if self.failed and not self._may_say_goodbye:
+            self._end(self.failed.text, self.failed.error)
+        elif self.failed and not self.closed:
+            self._await_goodbye()
+        elif not self.closed:
             self.flush()
             if self.wire.received > self.wire.told and self.ack_timer is None:
                 self.ack_timer = self.loop.after(ACK_SECONDS, self._acknowledge)
+
+    def _await_goodbye(self):
+        self.loop.cancel(self.timer)
+        self.timer = self.loop.after(LAST_WORDS_SECONDS, lambda: self._end(self.failed.text, self.failed.error))
 
     def _acknowledge(self):
         self.ack_timer = None
@@ -1680,6 +1711,7 @@ SHELL_SECONDS = 30  # from its start until then
 READY = b"--tunnel-relay-ready--"  # what the far end beyond a command says first
 BEGIN_SECONDS = 60  # from there until its hello
 COMMAND_SECONDS = 15.0  # from SIGTERM to SIGKILL: a scheduler's command that is killed cannot take its job back
+LINE_COST = 64  # bytes that a line of a command counts for besides its own: each is a message of its own
 SUSPENDED_SECONDS = 20.0  # a far end beyond a command that says nothing for so long is spoken of
 ORPHAN_SECONDS = 300.0  # the same, seen from there: then nobody is left
 JOBS = ("SLURM_JOB_ID", "LSB_JOBID", "JOB_ID")  # where Slurm, LSF and SGE say which job this is
@@ -1875,7 +1907,7 @@ class Job:
 
     def _print(self, data):
         """Pass on whole lines; of very much only the last one, in the end."""
-        self.printed += len(data)
+        self.printed += len(data) + LINE_COST * data.count(b"\n")
         lines = (self.part + data).replace(b"\r", b"\n").split(b"\n")
         self.part = lines.pop()[-TEXT_TAIL:]
         lines = [line for line in lines if line.strip()]
@@ -2966,7 +2998,9 @@ class Served:
         count = 6 if request.callback else 2
         self.number = self.near.start([request.kernel.path] + words, count, request.via)
         session.kernels[self.number] = self
-        self.way = tunnel.Forwards(self.loop, 0, 4 if request.inward else 0)
+        if request.share:  # no try watches the front end of a launch that others wait for, too
+            self._watch_front_end()
+        self.way = tunnel.Forwards(self.loop, log, 0, 4 if request.inward else 0)
         self.way.open = lambda host, port, done: done(self.near.open(self.number, host, port))
 
     @property
@@ -2980,6 +3014,7 @@ class Served:
         self.board = tunnel.Switchboard(self.loop, self.log, request.link, told, pairs, self.way)
         self.board.on_connected, self.board.on_lost = self._connected, self._lost
         self.way.serve(self.board)
+        self._watch_front_end()
         self.log.write("the relay listens on {} for the kernel".format(", ".join(map(str, ports))))
         if not self.session.launch.check:  # which looks for itself
             self.timers.within("connect", tunnel.CALLBACK_SECONDS, self._no_connection)
@@ -3001,7 +3036,7 @@ class Served:
             self.failure = explain_job(self.request.via, message, self.said)
         elif told == "via":
             self._step("via", "{}, process {}".format(self.request.via, message.get("pid")))
-            self.tunnel.watch_front_end(self.timers, self.request.link, self._front_end_gone, first=0)
+            self._watch_front_end()
         else:
             words = [one_line(message.get(name) or "") for name in ("python", "pid", "host", "job")]
             text = "Python {}, process {} on {}".format(*words) + (", job " + words[3] if words[3] else "")
@@ -3015,8 +3050,12 @@ class Served:
         else:
             self.log.write("{:.2f} s: {}: {}".format(self.seconds, name, text))
 
+    def _watch_front_end(self):
+        """Notice a front end that goes before its kernel has connected: while the kernel boots, for instance, or
+        while its job waits in a queue."""
+        self.tunnel.watch_front_end(self.timers, self.request.link, self._front_end_gone, first=0)
+
     def _front_end_gone(self):
-        """While its job waited in a queue, for instance."""
         self.log.write("the front end has closed the main link: nothing is run for it any more")
         self.gone = True
         self.near.hang_up(self.number)

@@ -492,6 +492,8 @@ if __name__ == "__main__":
     if sys.platform == "win32":
         sys.exit("run.py: the tests run on Linux and macOS")
     signal.signal(signal.SIGTERM, stop)
-    # Where a shell has started this with &, it is ignored, and would be in the tests.
+    # A shell that has started this with & ignores some signals, and so does nohup: the tests would ignore them too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

@@ -910,7 +910,7 @@ def test_a_source_of_another_version_is_refused(machine):
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
         source = zlib.decompress(launcher.near.source[relay.HEAD :]).replace(
-            b"\nPROTOCOL = 1\n", b"\nPROTOCOL = 2\n"
+            b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
         )
         packed = zlib.compress(source)
         launcher.near.source = relay.opened(packed)
@@ -928,15 +928,15 @@ def test_a_keeper_of_another_version_refuses_and_says_so(machine, monkeypatch):
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
         source = zlib.decompress(launcher.near.source[relay.HEAD :]).replace(
-            b"\nPROTOCOL = 1\n", b"\nPROTOCOL = 2\n"
+            b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
         )
         packed = zlib.compress(source)
         launcher.near.source = relay.opened(packed)
-        monkeypatch.setattr(relay, "PROTOCOL", 2)  # this launcher is newer than the keeper that it started
+        monkeypatch.setattr(relay, "PROTOCOL", 3)  # this launcher is newer than the keeper that it started
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")
         text, error = launcher.over
-        assert error == relay.VERSIONS and "speaks version 1 of its protocol, this one 2" in text
+        assert error == relay.VERSIONS and "speaks version 2 of its protocol, this one 3" in text
         (keeper,) = machine.keepers()
         os.kill(keeper, signal.SIGTERM)
         machine.no_process()

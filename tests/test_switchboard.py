@@ -665,7 +665,7 @@ class Alone(Running):
         if small_buffers:
             self.listeners[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self.link = link or LinkName.parse(frontend.name_of(self.listeners, host))
-        self.way = tunnel.Forwards(self.loop, 6, 4)
+        self.way = tunnel.Forwards(self.loop, self.log, 6, 4)
         told = "20000@127.0.0.1,20001@127.0.0.1"
         self.board = tunnel.Switchboard(self.loop, self.log, self.link, told, PAIRS, self.way)
         self.board.on_connected = lambda: self.heard.append("connected")
@@ -1074,7 +1074,7 @@ def test_no_port_is_taken_that_the_client_is_going_to_listen_on(monkeypatch):
     first, *others = [listener.getsockname()[1] for listener in drawn]
     draw = iter(drawn)
     monkeypatch.setattr(tunnel, "listen", lambda: next(draw))
-    way = tunnel.Forwards(tunnel.Loop(), 1, 1, avoid=(first,))
+    way = tunnel.Forwards(tunnel.Loop(), None, 1, 1, avoid=(first,))
     assert way.ports == others[:1] and way.front_end_side[0].getsockname()[1] == others[1]
     assert drawn[0].fileno() < 0
     way.close()
