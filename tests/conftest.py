@@ -14,9 +14,9 @@ import pytest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import frontend
 import rig
-from launches import share_by_hand
+from rig import frontend
+from rig.launches import share_by_hand
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # hides what becomes of a buffer that nobody takes
 CACHE_TAG = sys.implementation.cache_tag

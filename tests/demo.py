@@ -15,9 +15,9 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import frontend
 import rig
 import run
+from rig import frontend
 
 
 def show(title, end, begin):

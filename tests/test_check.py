@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import rig
-from launches import masters, server_of
+from rig.launches import masters, server_of
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 EXPOSED = "this server opens the forwarded ports to its whole network (GatewayPorts yes in its sshd_config)"

@@ -6,7 +6,7 @@ import time
 
 import pytest
 import rig
-from launches import ends_with, launched, log_of, nothing_else, set_times
+from rig.launches import ends_with, launched, log_of, nothing_else, set_times
 
 CALLED_BACK = "the kernel has called back"
 KINDS = [("compute", "ssh"), ("compute", "plink"), ("shared", "ssh")]

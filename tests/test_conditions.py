@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import rig
-from launches import (
+from rig.launches import (
     FAKED,
     ends_with,
     failure,

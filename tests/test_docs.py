@@ -9,11 +9,11 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 
-import docs
 import picture
 import pytest
 import rig
-from docs import BOTH, MANUAL, README
+from rig import docs
+from rig.docs import BOTH, MANUAL, README
 
 import install
 import tunnel
@@ -438,7 +438,7 @@ def test_ports_are_drawn_where_the_manual_says():
 
 
 def test_as_many_calls_of_the_shell_scripts_are_compared_as_the_manual_says():
-    with open(os.path.join(rig.HERE, "data", "cases.json")) as stream:
+    with open(os.path.join(rig.TESTS, "data", "cases.json")) as stream:
         assert "all {} recorded calls (`tests/data/cases.json`)".format(len(json.load(stream))) in MANUAL
 
 
@@ -453,7 +453,7 @@ def test_the_first_launch_asks_for_a_terminal_as_the_manual_says():
 
 def test_the_figures_name_what_the_rig_sets():
     """The lines of its sshd_config that are no addresses, files or logins."""
-    text = docs.text_of("tests/rig.py").partition("def _server_config")[2].partition("\n    def ")[0]
+    text = docs.text_of("tests/rig/machine.py").partition("def _server_config")[2].partition("\n    def ")[0]
     set_there = re.findall(r'^ +"([A-Z]\w+ (?:yes|no|[A-Z]+))",', text, re.MULTILINE)
     assert len(set_there) == 5
     for line in set_there:

@@ -13,7 +13,7 @@ import time
 
 import pytest
 import rig
-from launches import set_times
+from rig.launches import set_times
 
 FLOOD = 6000000
 SMALL = 4096  # bytes that a front end's system takes for it, so that all else stays on its way

@@ -9,11 +9,11 @@ import sys
 import threading
 import time
 
-import frontend
 import pytest
 import rig
 from conftest import make_machine
-from launches import ends_with, key_lines, launched, log_of, nothing_else, patched, server_of, set_times
+from rig import frontend
+from rig.launches import ends_with, key_lines, launched, log_of, nothing_else, patched, server_of, set_times
 
 import tunnel
 

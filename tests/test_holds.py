@@ -11,10 +11,10 @@ import socket
 import sys
 import time
 
-import frontend
 import pytest
 import rig
-from launches import set_times
+from rig import frontend
+from rig.launches import set_times
 from test_ends import LAUNCHES, all_gone, client_of, launch_all, log_of, supervisor, watchdog_of
 
 ROLES = ["classic", "callback", "compute"]

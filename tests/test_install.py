@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import sys
 
-import frontend
 import pytest
 import rig
+from rig import frontend
 
 import install
 import tunnel

@@ -6,7 +6,7 @@ import socket
 import pytest
 import rig
 from conftest import make_machine
-from launches import FAKED, ends_with, key_lines, launched, log_of, tries, works
+from rig.launches import FAKED, ends_with, key_lines, launched, log_of, tries, works
 
 
 @pytest.fixture(scope="module")

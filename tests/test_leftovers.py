@@ -12,7 +12,7 @@ import time
 import pytest
 import rig
 from conftest import make_machine
-from launches import set_times
+from rig.launches import set_times
 from test_ends import all_gone, client_of, compute, log_of, still_running, supervisor, watchdog_of
 from test_failures import silent_server
 

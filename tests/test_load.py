@@ -3,10 +3,10 @@
 import os
 import sys
 
-import frontend
 import pytest
 import rig
 from conftest import make_machine
+from rig import frontend
 
 
 def test_eight_controller_kernels_with_adjacent_main_link_ports(desk, machine):

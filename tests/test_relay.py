@@ -11,12 +11,11 @@ import signal
 import sys
 import time
 
-import frontend
 import pytest
-import relays
 import rig
 from conftest import make_machine
-from relays import (
+from rig import frontend, relays
+from rig.relays import (
     OTHERS,
     QUICK,
     SERVER,

@@ -15,7 +15,7 @@ import zlib
 
 import pytest
 import rig
-from relay_rig import PYENV, Launcher, Machine, is_keeper
+from rig.logins import PYENV, Launcher, Machine, is_keeper
 
 import tunnel_relay as relay
 
@@ -594,9 +594,10 @@ def test_the_next_launch_ends_the_session_of_a_dead_launcher(machine):
 LAUNCHER = """
 import os, sys
 sys.path[:0] = [{tests!r}, {code!r}]
-import relay_rig, tunnel_relay as relay
-machine = relay_rig.Machine(folder={folder!r})
-launcher = relay_rig.Launcher(machine)
+from rig import logins
+import tunnel_relay as relay
+machine = logins.Machine(folder={folder!r})
+launcher = logins.Launcher(machine)
 launcher.__enter__()
 login = launcher.connection
 leash, end = os.pipe()

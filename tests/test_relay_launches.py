@@ -9,11 +9,11 @@ import sys
 import time
 
 import pytest
-import relays
 import rig
 from conftest import make_machine
-from launches import patched
-from relays import (
+from rig import relays
+from rig.launches import patched
+from rig.relays import (
     QUICK,
     SERVER,
     Bulk,

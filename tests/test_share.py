@@ -6,7 +6,7 @@ import time
 
 import pytest
 import rig
-from launches import (
+from rig.launches import (
     ends_with,
     launched,
     log_of,

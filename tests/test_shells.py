@@ -4,7 +4,7 @@ import os
 
 import pytest
 import rig
-from launches import FAKED, ends_with, log_of, parent, server_of, set_times, works
+from rig.launches import FAKED, ends_with, log_of, parent, server_of, set_times, works
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 

@@ -13,16 +13,15 @@ import struct
 import threading
 import time
 
-import frontend
 import pytest
 import rig
-import standin_kernel as wire
+from rig import frontend
+from rig import standin_kernel as wire
 
 import tunnel
 from tunnel import LOOPBACK, LinkName, NameReplacer
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-SESSIONS = json.load(open(os.path.join(HERE, "data", "transcripts.json")))
+SESSIONS = json.load(open(os.path.join(rig.TESTS, "data", "transcripts.json")))
 CALLBACKS = [session for session in SESSIONS if session["mode"] == "callback"]
 PAIRS = [(53999, 54000), (54001, 54002)]
 

@@ -5,11 +5,11 @@ import shutil
 import signal
 
 import pytest
-import relay_rig
 import rig
 from conftest import make_machine
-from relays import SERVER, alter, count, logged, nothing_left, quits
-from via_rig import check, ends_with, running, via
+from rig import logins
+from rig.relays import SERVER, alter, count, logged, nothing_left, quits
+from rig.via import check, ends_with, running, via
 
 import tunnel
 import tunnel_relay as relay
@@ -129,7 +129,7 @@ def test_a_compute_kernel_that_dies_before_it_connects_is_told_by_the_next_launc
 
 def stop_keeper(machine):
     """The relay on the login node does nothing any more, until it gets a SIGCONT; returns its process id."""
-    (pid,) = [pid for pid in machine.pids() if relay_rig.is_keeper(pid)]
+    (pid,) = [pid for pid in machine.pids() if logins.is_keeper(pid)]
     os.kill(pid, signal.SIGSTOP)
     return pid
 

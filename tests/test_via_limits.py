@@ -2,8 +2,8 @@
 
 import pytest
 import rig
-from relays import alter, came_back, kill_client
-from via_rig import ends_with, make_cluster, nothing_remains, running, via
+from rig.relays import alter, came_back, kill_client
+from rig.via import ends_with, make_cluster, nothing_remains, running, via
 
 
 @pytest.fixture(scope="module")

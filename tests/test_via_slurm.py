@@ -6,10 +6,10 @@ import shutil
 import signal
 
 import pytest
-import relay_rig
 import rig
-from relays import Bulk, alter, came_back, count, kill_client, logged, quits, relay_folder
-from via_rig import SRUN, check, ends_with, make_cluster, nothing_remains, running, via
+from rig import logins
+from rig.relays import Bulk, alter, came_back, count, kill_client, logged, quits, relay_folder
+from rig.via import SRUN, check, ends_with, make_cluster, nothing_remains, running, via
 
 QUEUED = "queued and waiting for resources"
 
@@ -168,7 +168,7 @@ def test_a_job_that_starts_when_nobody_is_left_ends(desk, machine, cluster):
         end = via(desk, machine)
         waits(cluster)
         for pid in machine.pids():
-            if relay_rig.is_keeper(pid):
+            if logins.is_keeper(pid):
                 rig.end_process(pid)
         code, errors = end.wait(10)
         assert code == 255 and "is gone" in errors
@@ -279,7 +279,7 @@ def test_a_node_that_dies(desk, machine, cluster):
 def test_a_relay_that_is_killed(desk, machine, cluster):
     end = running(desk, machine)
     for pid in machine.pids():
-        if relay_rig.is_keeper(pid):
+        if logins.is_keeper(pid):
             rig.end_process(pid)
     ends_with(end, "is gone")
     rig.wait_until(lambda: not cluster.jobs(), 10, "the end of the job")

@@ -1,4 +1,4 @@
-"""What the relay's tests stand on: logins without an SSH client, cables that can be cut, and a launcher.
+"""Relays without a kernel machine: logins without an SSH client, cables that can be cut, and a launcher.
 
 A *login* is what an SSH client would be: a shell that runs the bootstrap, with pipes. A *cable* stands between it
 and the near end, and loses what is in it when it is cut, as a network does. The *launcher* does with the near end
@@ -16,12 +16,10 @@ import tempfile
 import threading
 import time
 
-import frontend
 import rig
-
 import tunnel_relay as relay
+from rig import frontend
 
-HERE = os.path.dirname(os.path.abspath(__file__))
 PYENV = os.path.expanduser("~/.pyenv/versions")
 
 
@@ -72,7 +70,7 @@ class Machine:
         self.sequence += 1
         folder = self.path("kernel-{}".format(self.sequence))
         os.mkdir(folder)
-        with open(os.path.join(HERE, "standin_kernel.py")) as stream:
+        with open(os.path.join(rig.HERE, "standin_kernel.py")) as stream:
             text = stream.read()
         name = os.path.relpath(os.path.join(folder, "WolframKernel"), self.folder)
         self.write(os.path.join(os.path.dirname(name), "behaviour"), " ".join(("boot=0",) + behaviour))

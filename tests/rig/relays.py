@@ -8,9 +8,10 @@ import sys
 import threading
 
 import pytest
-import relay_rig
-import rig
 from conftest import make_machine
+
+import rig
+from rig import logins
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 QUICK = {"DEAD_SECONDS": 1.5, "PING_SECONDS": 0.4}  # so that a silent connection is noticed soon
@@ -50,7 +51,7 @@ def nothing_left(desk, machine):
     try:
         rig.wait_until(lambda: not machine.sessions(), 10, "the end of all on the kernel machine")
     except AssertionError as error:
-        left = [relay_rig.describe(pid) for pid in machine.sessions()]
+        left = [logins.describe(pid) for pid in machine.sessions()]
         for pid in machine.sessions():
             rig.end_process(pid)
         shutil.rmtree(relay_folder(machine), ignore_errors=True)
@@ -110,7 +111,7 @@ def kill_server_session(desk, machine):
 
 
 def keepers(machine):
-    return [pid for pid in machine.pids() if relay_rig.is_keeper(pid)]
+    return [pid for pid in machine.pids() if logins.is_keeper(pid)]
 
 
 def count(desk, text):

@@ -3,8 +3,8 @@
 import re
 import sys
 
-import frontend
 import rig
+from rig import frontend
 
 ROLES = ("classic", "callback", "compute", "shared")  # a shared one is a compute kernel on a shared connection
 DIAL = "dial.py"  # the program that a test has ssh connect through
