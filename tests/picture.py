@@ -22,6 +22,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import rig
 import run
+from rig import product
 
 FILE = os.path.join(rig.TESTS, "data", "check.svg")
 HOST, NODE, KERNEL = "cluster.example.org", "login1", "/opt/wolfram/14.1/Executables/WolframKernel"
@@ -139,8 +140,7 @@ def main(argv):
     run.install_packages({name: run.PACKAGES[name] for name in ("sshd", "ssh", "ip", "unshare")})
     folder = tempfile.mkdtemp(prefix="tunnel-run-")
     try:
-        for name in ("tunnel.py", "tunnel_relay.py"):
-            shutil.copy(os.path.join(rig.LAUNCHERS, name), folder)
+        product.copy_to(folder)
         with rig.KernelMachine() as machine:
             place_kernel(machine)
             text = seen(machine, folder)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import rig
+from rig import product
 from rig.launches import masters, server_of
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
@@ -67,10 +68,7 @@ def test_a_failure_is_explained_with_the_command_to_try_by_hand(desk, machine):
 
 def test_a_kernel_that_never_calls_back_is_given_up(desk, machine):
     kernel = machine.install_kernel("silent/10.1/MathKernel", "silent")
-    script = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import tunnel; tunnel.CALLBACK_SECONDS = 1;"
-        "sys.exit(tunnel.main())"
-    )
+    script = product.launching(CALLBACK_SECONDS=1)
     argv = [sys.executable, "-c", script, str(desk.folder), "--check", machine.destination, kernel]
     done = rig.run(*argv, env=dict(os.environ, **desk.environment(machine)))
     assert done.returncode == 255

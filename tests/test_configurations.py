@@ -6,8 +6,8 @@ import socket
 
 import pytest
 import rig
-from conftest import make_machine
 from rig import frontend
+from rig.desk import make_machine
 from rig.launches import (
     DIAL,
     ROLES,

@@ -5,7 +5,7 @@ import socket
 
 import pytest
 import rig
-from conftest import make_machine
+from rig.desk import make_machine
 from rig.launches import FAKED, ends_with, key_lines, launched, log_of, tries, works
 
 

@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 import rig
-from conftest import make_machine
 from rig import frontend
+from rig.desk import make_machine
 
 CLIENTS = ["ssh", "plink"]
 clients = pytest.mark.parametrize("client", CLIENTS)

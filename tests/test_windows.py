@@ -11,7 +11,7 @@ import time
 
 import pytest
 import rig
-from rig import frontend, logins
+from rig import frontend, logins, product
 
 KERNEL = "C:\\Program Files\\Wolfram Research\\Mathematica\\10.1\\math.exe"
 LINK = "53994@127.0.0.1,39359@127.0.0.1"
@@ -34,8 +34,9 @@ class Wine:
         rig.must(*(compiler + [os.path.join(rig.HERE, "standin_plink.c"), "-lws2_32"]))
         self.source = os.path.join(self.drive, "source of tunnel")
         os.makedirs(self.source)
-        for name in ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py", "install.py", "tunnel.m"):
-            shutil.copy(os.path.join(rig.LAUNCHERS, name), self.source)
+        product.copy_to(self.source)
+        for name in ("install.py", "tunnel.m"):
+            shutil.copy(product.path(name), self.source)
 
     def install(self, python):
         """Have install.py put the launchers there for ``python``."""

@@ -17,8 +17,7 @@ import threading
 import time
 
 import rig
-import tunnel_relay as relay
-from rig import frontend
+from rig import frontend, product
 
 PYENV = os.path.expanduser("~/.pyenv/versions")
 
@@ -88,7 +87,7 @@ class Machine:
         )
 
     def login(self, command=None, shell=None, **environment):
-        login = Login(self, command or relay.bootstrap_command(), shell or self.shell, environment)
+        login = Login(self, command or product.bootstrap_command(), shell or self.shell, environment)
         self.logins.append(login)
         return login
 
@@ -248,10 +247,10 @@ class Launcher:
         self.machine, self.with_cable, self.reconnect = machine, cable, reconnect
         self.small_buffers = small_buffers  # so that little of what is passed on is on its way to the front end
         self.login_options = {"command": command, "shell": shell}
-        self.loop = relay.PollLoop()
-        self.near = relay.Near(self.loop, **options)
-        name = "relay-" + relay.session_name(self.near.secret)
-        machine.names += [os.path.join(folder, name) for folder in relay.folders()]
+        self.loop = product.PollLoop()
+        self.near = product.Near(self.loop, **options)
+        name = "relay-" + product.session_name(self.near.secret)
+        machine.names += [os.path.join(folder, name) for folder in product.folders()]
         self.kernels, self.notes, self.noise, self.lost = {}, [], "", []
         self.over = self.elsewhere = None
         self.attached = 0
@@ -412,9 +411,9 @@ class Launcher:
             return
         if self.small_buffers:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        end = relay.KernelSocket(self.loop, connection)
+        end = product.KernelSocket(self.loop, connection)
         kernel.ends.append(end)
-        relay.join(end, stream)
+        product.join(end, stream)
         if position == 0 and kernel.replacing:
             source = stream if kernel.classic else end
             plain = source.on_data
@@ -446,7 +445,7 @@ class Launcher:
         listener = socket.socket()
         while True:
             try:
-                listener.bind(("127.0.0.1", relay.draw_block() + 7))
+                listener.bind(("127.0.0.1", product.draw_block() + 7))
                 break
             except OSError:
                 pass
@@ -454,10 +453,10 @@ class Launcher:
         kernel.listeners.append(listener)
 
         def accept():
-            end = relay.KernelSocket(self.loop, listener.accept()[0])
+            end = product.KernelSocket(self.loop, listener.accept()[0])
             del self.loop.readers[listener]
             kernel.ends.append(end)
-            relay.join(end, self.near.open(number, "127.0.0.1", port))
+            product.join(end, self.near.open(number, "127.0.0.1", port))
 
         self.loop.readers[listener] = accept
         return listener.getsockname()[1]

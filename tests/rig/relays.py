@@ -2,16 +2,15 @@
 
 import hashlib
 import os
-import re
 import shutil
 import sys
 import threading
 
 import pytest
-from conftest import make_machine
 
 import rig
 from rig import logins
+from rig.desk import make_machine
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 QUICK = {"DEAD_SECONDS": 1.5, "PING_SECONDS": 0.4}  # so that a silent connection is noticed soon
@@ -74,20 +73,6 @@ def sockets(machine):
         return os.listdir(relay_folder(machine))
     except OSError:
         return []
-
-
-def alter(desk, **constants):
-    """Give constants of this desk's launchers, and so of the relay that they send, other values."""
-    for name in ("tunnel.py", "tunnel_relay.py"):
-        path = desk.folder / name
-        text = path.read_text(encoding="utf-8")
-        for constant in list(constants):
-            line = "{} = {}".format(constant, constants[constant])
-            text, count = re.subn("(?m)^{} = [^#\n]*[^#\n ]".format(constant), line, text)
-            if count:
-                del constants[constant]
-        path.write_text(text, encoding="utf-8")
-    assert not constants
 
 
 def ssh_clients(desk):

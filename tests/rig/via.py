@@ -5,10 +5,10 @@ import shutil
 import sys
 
 import pytest
-from conftest import make_machine
 
 import rig
 from rig import logins, slurm
+from rig.desk import make_machine
 from rig.relays import SERVER, relay_folder
 
 SRUN = "srun -n1 -u"
