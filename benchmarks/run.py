@@ -22,10 +22,9 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(sys.path[0], "tests"))
 
-import frontend
-import relay_rig
 import rig
 import run as setup
+from rig import frontend, logins
 
 import install
 
@@ -386,7 +385,7 @@ class Bench:
         words = ["--relay", self.machine.destination, self.modern]
         end.launch(*words, environment=self.environment, command=self.drop_in("tunnel"))
         end.accept()
-        (keeper,) = [pid for pid in self.machine.pids() if relay_rig.is_keeper(pid)]
+        (keeper,) = [pid for pid in self.machine.pids() if logins.is_keeper(pid)]
         return end, end.launcher.pid, keeper
 
     def comes_back(self):

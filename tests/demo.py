@@ -15,9 +15,9 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import frontend
 import rig
 import run
+from rig import frontend, product
 
 
 def show(title, end, begin):
@@ -73,8 +73,7 @@ def main(argv):
     run.install_packages({name: run.PACKAGES[name] for name in ("sshd", "ssh", "ip", "openssl")})
     folder = tempfile.mkdtemp(prefix="tunnel-demo-")
     try:
-        for name in ("tunnel.py", "tunnel_sub.py"):
-            shutil.copy(os.path.join(rig.LAUNCHERS, name), folder)
+        product.copy_to(folder)
         with rig.KernelMachine() as machine:
             where = "network namespace" if machine.as_root else "user namespace"
             print("a kernel machine with sshd on {} in a {}".format(machine.address, where))

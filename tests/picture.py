@@ -3,9 +3,9 @@
 
 usage: python3 tests/picture.py [FILE]
 
-The kernel machine is the tests' (root, and see tests/rig.py). It is called cluster.example.org, its kernel lies in
-/opt, and the client reads a configuration of its own, each in mount namespaces that end with the run: so what is
-printed is what a user sees, and tells nothing of the machine that this runs on.
+The kernel machine is the tests' (root, and see tests/rig/machine.py). It is called cluster.example.org, its
+kernel lies in /opt, and the client reads a configuration of its own, each in mount namespaces that end with the
+run: so what is printed is what a user sees, and tells nothing of the machine that this runs on.
 """
 
 import os
@@ -22,8 +22,9 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import rig
 import run
+from rig import product
 
-FILE = os.path.join(rig.HERE, "data", "check.svg")
+FILE = os.path.join(rig.TESTS, "data", "check.svg")
 HOST, NODE, KERNEL = "cluster.example.org", "login1", "/opt/wolfram/14.1/Executables/WolframKernel"
 COMMAND = ["python3", "tunnel.py", "--check", "--relay", "john@" + HOST, KERNEL]
 
@@ -139,8 +140,7 @@ def main(argv):
     run.install_packages({name: run.PACKAGES[name] for name in ("sshd", "ssh", "ip", "unshare")})
     folder = tempfile.mkdtemp(prefix="tunnel-run-")
     try:
-        for name in ("tunnel.py", "tunnel_relay.py"):
-            shutil.copy(os.path.join(rig.LAUNCHERS, name), folder)
+        product.copy_to(folder)
         with rig.KernelMachine() as machine:
             place_kernel(machine)
             text = seen(machine, folder)

@@ -492,7 +492,7 @@ if __name__ == "__main__":
     if sys.platform == "win32":
         sys.exit("run.py: the tests run on Linux and macOS")
     signal.signal(signal.SIGTERM, stop)
-    # A shell that has started this with & ignores some signals, and so does nohup: the tests would ignore them too.
+    # A shell that starts this with & ignores some signals, and so does nohup: the tests would ignore them too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 import rig
-from launches import masters, server_of
+from rig import product
+from rig.launches import masters, server_of
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 EXPOSED = "this server opens the forwarded ports to its whole network (GatewayPorts yes in its sshd_config)"
@@ -67,10 +68,7 @@ def test_a_failure_is_explained_with_the_command_to_try_by_hand(desk, machine):
 
 def test_a_kernel_that_never_calls_back_is_given_up(desk, machine):
     kernel = machine.install_kernel("silent/10.1/MathKernel", "silent")
-    script = (
-        "import sys; sys.path.insert(0, sys.argv.pop(1)); import tunnel; tunnel.CALLBACK_SECONDS = 1;"
-        "sys.exit(tunnel.main())"
-    )
+    script = product.launching(CALLBACK_SECONDS=1)
     argv = [sys.executable, "-c", script, str(desk.folder), "--check", machine.destination, kernel]
     done = rig.run(*argv, env=dict(os.environ, **desk.environment(machine)))
     assert done.returncode == 255

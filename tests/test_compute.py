@@ -6,7 +6,7 @@ import time
 
 import pytest
 import rig
-from launches import ends_with, launched, log_of, nothing_else, set_times
+from rig.launches import ends_with, launched, log_of, nothing_else
 
 CALLED_BACK = "the kernel has called back"
 KINDS = [("compute", "ssh"), ("compute", "plink"), ("shared", "ssh")]
@@ -38,7 +38,7 @@ def test_a_wrong_path_is_an_error_of_the_launch(desk, machine, role, known):
         end = launched(desk, machine, role)
         works(end)
         end.quit()
-    set_times(desk, VERIFY_SECONDS=5)
+    desk.alter(VERIFY_SECONDS=5)
     missing = launched(desk, machine, role, kernel="/opt/Mathematica/10.1/no such/MathKernel")
     ends_with(desk, missing, 127, "there is no kernel /opt/Mathematica/10.1/no such/MathKernel")
     plain = launched(desk, machine, role, kernel=machine.write("plain", "text"))
@@ -58,7 +58,7 @@ def test_a_path_that_has_become_wrong_is_told_at_the_latest_by_the_next_launch(d
     if code == 0:
         rig.wait_until(lambda: words in log_of(desk, first), 5, "the reason in the log")
         assert words not in errors
-    set_times(desk, VERIFY_SECONDS=5)
+    desk.alter(VERIFY_SECONDS=5)
     second = launched(desk, machine, role, kernel=kernel)
     code, errors = second.wait()
     assert code == 127

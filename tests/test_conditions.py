@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import rig
-from launches import (
+from rig.launches import (
     FAKED,
     ends_with,
     failure,
@@ -16,7 +16,6 @@ from launches import (
     nothing_else,
     patched,
     server_of,
-    set_times,
     tries,
     works,
 )
@@ -361,7 +360,7 @@ def test_blocks_that_are_all_held_are_explained(desk, machine):
         "classic",
         {
             "draw_ports": "lambda: ({0}, {0} + 1)".format(block.first),
-            "first_ports": "lambda _: tunnel.draw_ports()",
+            "first_ports": "lambda _: ({0}, {0} + 1)".format(block.first),
             "Probe.PATIENCE": 0.3,
         },
     )
@@ -387,7 +386,7 @@ def test_a_kernel_that_has_connected_has_been_reached_whatever_ssh_says(desk, ma
     text = "#!/bin/sh\nn=$#\nwhile [ $n -gt 0 ]; do case $1 in -E) shift 2; n=$((n-2));;"
     text += ' *) set -- "$@" "$1"; shift; n=$((n-1));; esac; done\nexec {} "$@"\n'
     wrapper = machine.write("wordless-ssh", text.format(machine.ssh), 0o755)
-    set_times(desk, SHARED_SECONDS=3, CONNECT_SECONDS=3)
+    desk.alter(SHARED_SECONDS=3, CONNECT_SECONDS=3)
     end = launched(desk, machine, role, env={"TUNNEL_SSH": wrapper})
     end.accept()
     end.busy(4)

@@ -4,11 +4,11 @@ import contextlib
 import os
 import socket
 
-import frontend
 import pytest
 import rig
-from conftest import make_machine
-from launches import (
+from rig import frontend
+from rig.desk import make_machine
+from rig.launches import (
     DIAL,
     ROLES,
     configured,

@@ -9,18 +9,16 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 
-import docs
 import picture
 import pytest
 import rig
-from docs import BOTH, MANUAL, README
+from rig import docs, product
+from rig.docs import BOTH, MANUAL, README
 
 import install
-import tunnel
-import tunnel_relay
 
 LINK = "53994@127.0.0.1,39359@127.0.0.1"
-CODE = re.sub(r'"\s+f?"', "", docs.text_of("tunnel.py") + docs.text_of("tunnel_relay.py"))
+CODE = re.sub(r'"\s+f?"', "", product.text())
 COMMANDS = sorted(set(docs.commands(README) + docs.commands(MANUAL)))
 
 # What no test can run or parse, and why.
@@ -52,18 +50,18 @@ def parse_launch(command):
     words = shlex.split(command.replace("`linkname`", LINK).replace("\\", "\\\\"))
     assert re.search(r"FrontEnd[/\\]tunnel\.(sh|bat)$", words[0])
     for path in kernel_paths():
-        if "--relay" in words and tunnel.Kernel(path).on_windows:
+        if "--relay" in words and product.Kernel(path).on_windows:
             continue  # the manual says that a relay is not for these
-        request = tunnel.parse_arguments(tunnel.CONTROLLER, [path if w == "KERNEL" else w for w in words[1:]])
+        request = product.parse_arguments(product.CONTROLLER, [path if w == "KERNEL" else w for w in words[1:]])
         assert (str(request.destination), str(request.link)) == ("john@host.example.com", LINK)
         assert request.kernel.path == path
 
 
 def parse_check(command):
     words = shlex.split(command.partition("tunnel.")[2])[1:]
-    request = tunnel.parse_arguments(tunnel.CONTROLLER, words)
+    request = product.parse_arguments(product.CONTROLLER, words)
     assert request.check
-    assert request.relay == (tunnel.RELAY_MINUTES if {"--relay", "--via"} & set(words) else None)
+    assert request.relay == (product.RELAY_MINUTES if {"--relay", "--via"} & set(words) else None)
     script = command.partition(" --check")[0].split(" ")[-1]
     assert os.path.exists(os.path.join(rig.LAUNCHERS, "tunnel.py"))
     assert script == "tunnel.py" or script.endswith("FrontEnd/tunnel.sh")
@@ -107,7 +105,7 @@ def run_chmod(command, folder):
 
 def compare_usage(command):
     script = command.split(" ")[0]
-    asked = tunnel.USAGE.format(script=script.partition(".")[0], role="").splitlines()[0]
+    asked = product.USAGE.format(script=script.partition(".")[0], role="").splitlines()[0]
     assert asked.split() == ["usage:"] + command.split()
 
 
@@ -120,8 +118,8 @@ def run_version(command):
 
 
 def parse_via(command):
-    request = tunnel.parse_arguments(tunnel.CONTROLLER, shlex.split(command) + ["host", "/k/10.1/math", LINK])
-    assert request.via and request.relay == tunnel.RELAY_MINUTES
+    request = product.parse_arguments(product.CONTROLLER, shlex.split(command) + ["host", "/k/10.1/math", LINK])
+    assert request.via and request.relay == product.RELAY_MINUTES
 
 
 HANDLERS = (
@@ -215,7 +213,7 @@ def test_command_templates_are_understood(template, path):
     command = command.replace("`1`", "john@host").replace("`2`", LINK)
     words = shlex.split(command.replace("\\", "\\\\"))
     assert re.match(r"/base[/\\]FrontEnd[/\\]tunnel_sub\.(sh|bat)$", words[0])
-    request = tunnel.parse_arguments(tunnel.COMPUTE, words[1:])
+    request = product.parse_arguments(product.COMPUTE, words[1:])
     assert (str(request.link), request.kernel.path) == (LINK, path)
 
 
@@ -224,7 +222,7 @@ def test_the_table_of_kernels_says_system_and_version():
     for title, windows, *others in table[1:]:
         number = re.match(r"(?:up to )?(\d+\.\d)", title)
         for cell in [windows] + others:
-            kernel = tunnel.Kernel(*docs.code_in(cell))
+            kernel = product.Kernel(*docs.code_in(cell))
             assert kernel.on_windows is (cell is windows and number is not None)
             named = (10, 1) if "10.0 to" in title else number and tuple(map(int, number.group(1).split(".")))
             assert kernel.version == named
@@ -235,12 +233,12 @@ def test_versions_are_those_of_the_code():
     rows = docs.tables(docs.section(MANUAL, "Versions"))[0][1:]
     examples = {"6 to 9": "9.0", "10.0 to 11.0": "11.0", "11.1 to 15": "15.0"}
     for row in rows[:3]:
-        kernel = tunnel.Kernel("/k/{}/MathKernel".format(examples[row[0]]))
+        kernel = product.Kernel("/k/{}/MathKernel".format(examples[row[0]]))
         assert (row[1], row[2]) == ("`{}`".format(kernel.switch), kernel.links)
-        assert ("`tunnel.m`" in row[3]) is (kernel.links == tunnel.CLASSIC)
+        assert ("`tunnel.m`" in row[3]) is (kernel.links == product.CLASSIC)
     for row in rows[3:]:
         for program in docs.code_in(row[0]):
-            assert "`{}`".format(tunnel.Kernel("/k/" + program).switch) == row[1]
+            assert "`{}`".format(product.Kernel("/k/" + program).switch) == row[1]
 
 
 def options_of(function):
@@ -274,7 +272,7 @@ def option_table(text):
 
 
 def test_every_option_is_in_usage_manual_and_readme():
-    usage = options_in(" ".join(re.findall(r"^  (-.*?)(?:  |$)", tunnel.USAGE, re.MULTILINE)))
+    usage = options_in(" ".join(re.findall(r"^  (-.*?)(?:  |$)", product.USAGE, re.MULTILINE)))
     assert "--relay" in usage
     assert option_table(docs.section(MANUAL, "Options of the launchers")) == usage
     assert option_table(docs.section(README, "Options")) == usage
@@ -288,23 +286,23 @@ def test_every_option_of_the_installer_is_in_the_manual():
 
 
 def defaults(role, *words):
-    asked = tunnel.parse_arguments(role, list(words) + ["host", "/k/10.1/math", LINK])
-    return tunnel.OpenSSH.defaults(asked, tunnel.Settings(tunnel.first_ports(asked)))
+    asked = product.parse_arguments(role, list(words) + ["host", "/k/10.1/math", LINK])
+    return product.OpenSSH.defaults(asked, product.Settings(product.first_ports(asked)))
 
 
 def test_the_built_in_options_are_those_of_the_code():
     listed = re.search(r"The built-in options for OpenSSH are (.*?)\. `--dry-run`", MANUAL, re.DOTALL).group(1)
     found = dict(each.split("=") for each in docs.code_in(listed) if "=" in each)
-    asked = tunnel.parse_arguments(tunnel.CONTROLLER, ["john:secret@host", "/k/10.1/math", LINK])
-    assert found == dict(tunnel.OpenSSH.defaults(asked, tunnel.Settings(tunnel.first_ports(asked))))
-    plain = dict(defaults(tunnel.CONTROLLER))
+    asked = product.parse_arguments(product.CONTROLLER, ["john:secret@host", "/k/10.1/math", LINK])
+    assert found == dict(product.OpenSSH.defaults(asked, product.Settings(product.first_ports(asked))))
+    plain = dict(defaults(product.CONTROLLER))
     assert set(found) - set(plain) == {"BatchMode"}
-    relayed = dict(defaults(tunnel.CONTROLLER, "--relay"))
+    relayed = dict(defaults(product.CONTROLLER, "--relay"))
     changed = {name for name in plain if plain[name] != relayed[name]}
     assert changed == {"ClearAllForwardings", "RequestTTY"}
     for name in changed:
         assert "`{}={}` (with a relay `{}`)".format(name, plain[name], relayed[name]) in listed
-    compute = dict(defaults(tunnel.COMPUTE))
+    compute = dict(defaults(product.COMPUTE))
     assert {name for name in plain if plain[name] != compute[name]} == {"Compression"}
 
 
@@ -312,39 +310,45 @@ def test_options_that_cannot_be_changed_are_those_of_the_code():
     listed = re.search(r"goes into `-o`;\s(.*?) cannot be\schanged", MANUAL, re.DOTALL).group(1)
     names = docs.code_in(listed)
     assert len(names) == 4
-    for name, _ in tunnel.OpenSSH.defaults(
-        tunnel.parse_arguments(tunnel.CONTROLLER, ["host", "/k/math", LINK]), tunnel.Settings((1, 2))
+    for name, _ in product.OpenSSH.defaults(
+        product.parse_arguments(product.CONTROLLER, ["host", "/k/math", LINK]), product.Settings((1, 2))
     ):
-        asked = tunnel.parse_arguments(tunnel.CONTROLLER, ["-o", name + "=no", "host", "/k/math", LINK])
+        asked = product.parse_arguments(product.CONTROLLER, ["-o", name + "=no", "host", "/k/math", LINK])
         if name in names:
-            with pytest.raises(tunnel.Fatal):
-                tunnel.OpenSSH.check(asked)
+            with pytest.raises(product.Fatal):
+                product.OpenSSH.check(asked)
         else:
-            tunnel.OpenSSH.check(asked)
+            product.OpenSSH.check(asked)
 
 
 def test_the_options_that_plink_takes_are_those_of_the_code():
     table = docs.tables(docs.section(MANUAL, "Windows and PuTTY"))[0]
     (cell,) = [row[2] for row in table if row[0] == "`-o`"]
     names = {name.lower() for name in docs.code_in(cell)} - {".ppk"}
-    assert names == set(tunnel.Plink.translated) | set(tunnel.Plink.switches)
+    assert names == set(product.Plink.translated) | set(product.Plink.switches)
 
 
 def test_the_exit_codes_are_those_of_the_code():
     (table,) = [table for table in docs.tables(docs.section(README, "Options")) if table[0][0] == "exit code"]
     codes = " ".join(row[0] for row in table[1:])
-    for number in (tunnel.EX_USAGE, tunnel.EX_UNAVAILABLE, tunnel.EX_SOFTWARE, tunnel.OpenSSH.failure, "128+n"):
+    for number in (
+        product.EX_USAGE,
+        product.EX_UNAVAILABLE,
+        product.EX_SOFTWARE,
+        product.OpenSSH.failure,
+        "128+n",
+    ):
         assert str(number) in codes
-    assert all(str(number) in codes for number in tunnel.KERNEL_CODES)
-    gone = tunnel.Facts()
+    assert all(str(number) in codes for number in product.KERNEL_CODES)
+    gone = product.Facts()
     gone.stopped_by = "front end gone"
-    assert "; {} also when the front end has closed".format(tunnel.verdict(tunnel.OpenSSH, gone)) in README
-    assert "(plink: {})".format(tunnel.Plink.failure) in README
+    assert "; {} also when the front end has closed".format(product.verdict(product.OpenSSH, gone)) in README
+    assert "(plink: {})".format(product.Plink.failure) in README
 
 
 # ------------------------------------------------------------------------------------------ times and numbers
 
-ENDED = tunnel.LATE_SECONDS + tunnel.KILL_SECONDS
+ENDED = product.LATE_SECONDS + product.KILL_SECONDS
 
 
 def flat(text):
@@ -352,8 +356,8 @@ def flat(text):
     return " ".join(text.split())
 
 
-SILENT = tunnel.ALIVE_SECONDS * (tunnel.ALIVE_COUNT + 1)
-HANG_UP = tunnel_relay.HANG_UP_SECONDS
+SILENT = product.ALIVE_SECONDS * (product.ALIVE_COUNT + 1)
+HANG_UP = product.HANG_UP_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -361,17 +365,17 @@ HANG_UP = tunnel_relay.HANG_UP_SECONDS
     [
         ("by SIGTERM, SIGINT, SIGHUP | kernel, relay | {:.0f} s |", [HANG_UP]),
         ("a kernel that computes on is hung up on after {:.0f} s | {:.0f} s |",
-         [tunnel.LOST_SECONDS, tunnel.LOST_SECONDS + HANG_UP]),
+         [product.LOST_SECONDS, product.LOST_SECONDS + HANG_UP]),
         ("once the front end has all that the kernel sent | {:.0f} s |",
-         [tunnel.LATE_SECONDS + tunnel.KILL_SECONDS]),
-        ("and the front end takes none of that | the same | {} s |", [tunnel.STALL_SECONDS]),
-        ("processes behind that hold its links | the same | {:.0f} s |", [tunnel.QUIET_SECONDS + ENDED]),
+         [product.LATE_SECONDS + product.KILL_SECONDS]),
+        ("and the front end takes none of that | the same | {} s |", [product.STALL_SECONDS]),
+        ("processes behind that hold its links | the same | {:.0f} s |", [product.QUIET_SECONDS + ENDED]),
         ("5 s; a silent network {} s |", [SILENT]),
-        ("last kernel on a shared connection | the connection | {} s |", [tunnel.SHARE_SECONDS]),
-        ("relay, and the process here | {} s |", [tunnel.SHARE_SECONDS]),
-        ("while the job waits | the job, at once | {:.0f} s |", [1 + tunnel.FRONT_END_SECONDS]),
+        ("last kernel on a shared connection | the connection | {} s |", [product.SHARE_SECONDS]),
+        ("relay, and the process here | {} s |", [product.SHARE_SECONDS]),
+        ("while the job waits | the job, at once | {:.0f} s |", [1 + product.FRONT_END_SECONDS]),
         ("at once and then every {} s, for {} min | noticed within {:.0f} s |",
-         [tunnel_relay.PAUSE_SECONDS, tunnel.RELAY_MINUTES, tunnel_relay.DEAD_SECONDS]),
+         [product.PAUSE_SECONDS, product.RELAY_MINUTES, product.DEAD_SECONDS]),
     ],
 )  # fmt: skip
 def test_times_in_what_ends_when_are_those_of_the_code(phrase, numbers):
@@ -381,38 +385,38 @@ def test_times_in_what_ends_when_are_those_of_the_code(phrase, numbers):
 @pytest.mark.parametrize(
     "phrase, numbers",
     [
-        ("is given {} s more, once", [tunnel.VERIFY_SECONDS]),
-        ("where it shows within {} s, else told by the next", [tunnel.VERIFY_SECONDS]),
-        ("A connection ends {} s after its last kernel", [tunnel.SHARE_SECONDS]),
-        ("which ends {} s after its last kernel", [tunnel.SHARE_SECONDS]),
-        ("another block of ports is drawn, at most {} times", ["five"][: tunnel.TRIES == 5]),
-        ("another block of ports, at most {} |", [tunnel.TRIES]),
+        ("is given {} s more, once", [product.VERIFY_SECONDS]),
+        ("where it shows within {} s, else told by the next", [product.VERIFY_SECONDS]),
+        ("A connection ends {} s after its last kernel", [product.SHARE_SECONDS]),
+        ("which ends {} s after its last kernel", [product.SHARE_SECONDS]),
+        ("another block of ports is drawn, at most {} times", ["five"][: product.TRIES == 5]),
+        ("another block of ports, at most {} |", [product.TRIES]),
         ("ends the kernel, within {} s", [SILENT]),
-        ("with pauses that grow to {} s, for an hour", [tunnel_relay.PAUSE_SECONDS]),
-        ("which waits {} minutes, or MINUTES", [tunnel.RELAY_MINUTES]),
-        ("is tried at once and given {:.0f} s, then made anew", [tunnel_relay.PROBE_SECONDS]),
-        ("a network goes silent | noticed within {:.0f} s |", [tunnel_relay.DEAD_SECONDS]),
-        ("if it has not ended after {:.0f} s; SIGKILL {:.0f} s later", [tunnel.LOST_SECONDS, HANG_UP]),
+        ("with pauses that grow to {} s, for an hour", [product.PAUSE_SECONDS]),
+        ("which waits {} minutes, or MINUTES", [product.RELAY_MINUTES]),
+        ("is tried at once and given {:.0f} s, then made anew", [product.PROBE_SECONDS]),
+        ("a network goes silent | noticed within {:.0f} s |", [product.DEAD_SECONDS]),
+        ("if it has not ended after {:.0f} s; SIGKILL {:.0f} s later", [product.LOST_SECONDS, HANG_UP]),
         ("the kernel is hung up on; SIGKILL after {:.0f} s", [HANG_UP]),
         ("the kernel is hung up on; SIGKILL after {:.0f} s; COMMAND ends with it", [HANG_UP]),
-        ("with SIGKILL after {:.0f} s, and what else", [tunnel_relay.COMMAND_SECONDS]),
-        ("nothing comes from the kernel's machine for {:.0f} s", [tunnel_relay.SUSPENDED_SECONDS]),
-        ("when none comes within {} s", [tunnel_relay.BEGIN_SECONDS]),
-        ("A COMMAND has at most {} characters", [tunnel.VIA_LENGTH]),
-        ("nobody ever comes, after the login | the relay ends after {:.0f} s |", [tunnel_relay.FIRST_SECONDS]),
-        ("`-o ConnectTimeout=60` waits longer than {} s", [tunnel.CONNECT_SECONDS]),
-        ("given up after {} s, noticed within {} s", [tunnel.CONNECT_SECONDS, SILENT]),
-        ("noticed within {} s, with a relay {:.0f} s", [SILENT, tunnel_relay.DEAD_SECONDS]),
-        ("both end within {:.0f} s, once everything", [tunnel.LATE_SECONDS + tunnel.KILL_SECONDS]),
-        ("kernel and licence stay | kernel hung up on after {:.0f} s |", [tunnel.LOST_SECONDS]),
-        ("the beginning of what may be one, for {} s at most", [tunnel.HOLD_SECONDS]),
-        ("After two names, or {} minutes", ["five"][: tunnel.NAMES_SECONDS == 300]),
-        ("the kernel has {:.0f} s to see that for itself", [tunnel.LOST_SECONDS]),
-        ("said (up to {} MiB of each)", [tunnel.LOG_BYTES >> 20]),
-        ("has not acknowledged, {} MiB at most", [tunnel_relay.KEEP >> 20]),
-        ("a credit of its own of up to {} MiB", [tunnel_relay.WINDOW >> 20]),
-        ("all {} byte values", [len(tunnel_relay.ALL_BYTES)]),
-        ("ssh has to be {}.{} or later, which says who does", tunnel.PREFIXED),
+        ("with SIGKILL after {:.0f} s, and what else", [product.COMMAND_SECONDS]),
+        ("nothing comes from the kernel's machine for {:.0f} s", [product.SUSPENDED_SECONDS]),
+        ("when none comes within {} s", [product.BEGIN_SECONDS]),
+        ("A COMMAND has at most {} characters", [product.VIA_LENGTH]),
+        ("nobody ever comes, after the login | the relay ends after {:.0f} s |", [product.FIRST_SECONDS]),
+        ("`-o ConnectTimeout=60` waits longer than {} s", [product.CONNECT_SECONDS]),
+        ("given up after {} s, noticed within {} s", [product.CONNECT_SECONDS, SILENT]),
+        ("noticed within {} s, with a relay {:.0f} s", [SILENT, product.DEAD_SECONDS]),
+        ("both end within {:.0f} s, once everything", [product.LATE_SECONDS + product.KILL_SECONDS]),
+        ("kernel and licence stay | kernel hung up on after {:.0f} s |", [product.LOST_SECONDS]),
+        ("the beginning of what may be one, for {} s at most", [product.HOLD_SECONDS]),
+        ("After two names, or {} minutes", ["five"][: product.NAMES_SECONDS == 300]),
+        ("the kernel has {:.0f} s to see that for itself", [product.LOST_SECONDS]),
+        ("said (up to {} MiB of each)", [product.LOG_BYTES >> 20]),
+        ("has not acknowledged, {} MiB at most", [product.KEEP >> 20]),
+        ("a credit of its own of up to {} MiB", [product.WINDOW >> 20]),
+        ("all {} byte values", [len(product.ALL_BYTES)]),
+        ("ssh has to be {}.{} or later, which says who does", product.PREFIXED),
     ],
 )
 def test_times_and_numbers_in_the_manual_are_those_of_the_code(phrase, numbers):
@@ -420,40 +424,40 @@ def test_times_and_numbers_in_the_manual_are_those_of_the_code(phrase, numbers):
 
 
 def test_the_readme_says_how_long_a_relay_waits():
-    said = "how long it waits for a lost connection ({}; 0: not at all)".format(tunnel.RELAY_MINUTES)
+    said = "how long it waits for a lost connection ({}; 0: not at all)".format(product.RELAY_MINUTES)
     assert said in docs.section(README, "Options")
     assert 'for an hour (`"Relay" -> 600`: for ten)' in flat(README)
 
 
 def test_what_a_refused_login_of_a_relay_costs_is_said():
-    assert tunnel_relay.ASKING_SECONDS == 60
+    assert product.ASKING_SECONDS == 60
     for text in (README, MANUAL):
         assert "once a minute" in flat(text)
 
 
 def test_ports_are_drawn_where_the_manual_says():
     assert "drawn between 10000 and 32767" in flat(MANUAL)
-    for draw in (lambda: tunnel.draw_ports()[0], tunnel_relay.draw_block):
+    for draw in (lambda: product.draw_ports()[0], product.draw_block):
         assert all(10000 <= draw() <= 32767 - 9 for _ in range(200))
 
 
 def test_as_many_calls_of_the_shell_scripts_are_compared_as_the_manual_says():
-    with open(os.path.join(rig.HERE, "data", "cases.json")) as stream:
+    with open(os.path.join(rig.TESTS, "data", "cases.json")) as stream:
         assert "all {} recorded calls (`tests/data/cases.json`)".format(len(json.load(stream))) in MANUAL
 
 
 def test_the_first_launch_asks_for_a_terminal_as_the_manual_says():
-    asked = tunnel.parse_arguments(tunnel.CONTROLLER, ["host", "/k/math", LINK])
-    settings = tunnel.Settings(tunnel.first_ports(asked))
-    later = tunnel.Plan(asked, settings, ()).command
-    first = tunnel.Plan(asked, settings.but(guarded=True), ()).command
+    asked = product.parse_arguments(product.CONTROLLER, ["host", "/k/math", LINK])
+    settings = product.Settings(product.first_ports(asked))
+    later = product.Plan(asked, settings, ()).command
+    first = product.Plan(asked, settings.but(guarded=True), ()).command
     assert "`{}`".format(first[: -len(later)].strip()) in MANUAL
     assert first.endswith(later)
 
 
 def test_the_figures_name_what_the_rig_sets():
     """The lines of its sshd_config that are no addresses, files or logins."""
-    text = docs.text_of("tests/rig.py").partition("def _server_config")[2].partition("\n    def ")[0]
+    text = docs.text_of("tests/rig/machine.py").partition("def _server_config")[2].partition("\n    def ")[0]
     set_there = re.findall(r'^ +"([A-Z]\w+ (?:yes|no|[A-Z]+))",', text, re.MULTILINE)
     assert len(set_there) == 5
     for line in set_there:
@@ -461,7 +465,7 @@ def test_the_figures_name_what_the_rig_sets():
 
 
 def test_the_version_is_in_the_changelog():
-    assert "## {}".format(tunnel.VERSION) in docs.text_of("CHANGELOG.md")
+    assert "## {}".format(product.VERSION) in docs.text_of("CHANGELOG.md")
 
 
 # ------------------------------------------------------------------------------------------ words and links

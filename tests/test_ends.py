@@ -13,7 +13,6 @@ import time
 
 import pytest
 import rig
-from launches import set_times
 
 FLOOD = 6000000
 SMALL = 4096  # bytes that a front end's system takes for it, so that all else stays on its way
@@ -189,7 +188,7 @@ def knows_of_the_end(desk, end):
 
 
 def test_a_front_end_that_never_reads_keeps_nobody_for_ever(desk, machine, users):
-    set_times(desk, STALL_SECONDS=1)
+    desk.alter(STALL_SECONDS=1)
     ends = launch_all(desk, machine, LAUNCHES, users, receive_buffer=SMALL)
     for end in ends:
         end.tell(b"!flood %d\n" % FLOOD)
@@ -199,7 +198,7 @@ def test_a_front_end_that_never_reads_keeps_nobody_for_ever(desk, machine, users
 
 def test_a_front_end_that_takes_little_by_little_gets_it_all(desk, machine):
     """As long as it takes some, it is given time."""
-    set_times(desk, STALL_SECONDS=1)
+    desk.alter(STALL_SECONDS=1)
     end = launch(desk, machine, "callback", "ssh", receive_buffer=SMALL)
     end.accept()
     end.tell(b"!flood %d\n" % FLOOD)
@@ -230,7 +229,7 @@ def test_the_exit_code_is_the_kernels_whenever_the_front_end_closes(desk, machin
 
 
 def test_the_exit_code_is_the_kernels_whatever_the_front_end_leaves_unread(desk, machine, users):
-    set_times(desk, STALL_SECONDS=1)
+    desk.alter(STALL_SECONDS=1)
     ends = launch_all(desk, machine, LAUNCHES, users, receive_buffer=SMALL)
     for end in ends:
         end.channels[1].sendall(b"x" * 100000)  # it comes back, and nobody reads it
@@ -363,7 +362,7 @@ def leave(end, how):
 def test_all_ends_when_the_front_end_of_a_computing_kernel(desk, machine, users, how):
     """Within 10 s, and the forwards on a shared connection are taken back."""
     if how != "closes its links":
-        set_times(desk, LOST_SECONDS=1)
+        desk.alter(LOST_SECONDS=1)
     before = set(machine.listeners())
     ends = launch_all(desk, machine, LAUNCHES, users)
     if how == "dies with much unread":
@@ -392,7 +391,7 @@ def fill(channel, seconds=10):
 
 def test_all_ends_when_a_front_end_dies_to_which_its_kernel_does_not_listen(desk, machine):
     """It has sent more than a computing kernel takes, so nobody is about to read what it says next."""
-    set_times(desk, LOST_SECONDS=1)
+    desk.alter(LOST_SECONDS=1)
     ends = launch_all(desk, machine, [("callback", "ssh"), ("compute", "ssh")], None)
     compute(ends)
     for end in ends:
@@ -417,7 +416,7 @@ def test_all_ends_when_the_front_end_dies_while_the_kernel_boots(desk, machine):
 def test_a_front_end_that_lives_is_not_taken_for_a_dead_one(desk, machine, users):
     """Neither one that is idle, nor one that has closed all but the main data channel, nor one that is too busy to
     read what its kernel sends."""
-    set_times(desk, LOST_SECONDS=0.3, STALL_SECONDS=0.3, LATE_SECONDS=0.3)
+    desk.alter(LOST_SECONDS=0.3, STALL_SECONDS=0.3, LATE_SECONDS=0.3)
     idle, less, half, busy = launch_all(desk, machine, [("callback", "ssh")] * 2 + LAUNCHES[:2], users)
     for channel in less.channels[1:]:
         channel.close()

@@ -9,13 +9,11 @@ import sys
 import threading
 import time
 
-import frontend
 import pytest
 import rig
-from conftest import make_machine
-from launches import ends_with, key_lines, launched, log_of, nothing_else, patched, server_of, set_times
-
-import tunnel
+from rig import frontend, product
+from rig.desk import make_machine
+from rig.launches import ends_with, key_lines, launched, log_of, nothing_else, patched, server_of
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
@@ -181,7 +179,7 @@ def test_kernel_that_is_not_executable(desk, machine, client):
 def test_kernel_that_ends_before_it_calls_back(desk, machine, client, behaviour, code, words):
     kernel = machine.install_kernel(behaviour + "/10.1/MathKernel")
     machine.behave(kernel, behaviour)
-    set_times(desk, VERIFY_SECONDS=3)  # on a busy machine
+    desk.alter(VERIFY_SECONDS=3)  # on a busy machine
     for role in ("classic", "compute"):
         fails(desk, desk.launch(machine, role, client=client, kernel=kernel), code, words, 5)
 
@@ -519,7 +517,7 @@ def test_a_front_end_that_goes_during_the_login_ends_the_launch(desk, machine, a
 @clients
 def test_a_kernel_that_cannot_reach_its_link_is_explained(desk, machine, client):
     """The front end has gone, all its listeners with it, in the moment in which the kernel connects."""
-    set_times(desk, FRONT_END_SECONDS=60)
+    desk.alter(FRONT_END_SECONDS=60)
     end = launched(desk, machine, "classic", client=client, slow=True)
     desk.wait_until(end, lambda: machine.kernels(), what="the kernel")
     end.close_listeners()
@@ -541,8 +539,8 @@ def test_a_peer_that_has_gone_by_the_time_its_socket_is_set_up_ends_one_channel(
         def setsockopt(self, *_):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    loop, told = tunnel.Loop(), []
-    end = tunnel.SocketEnd(loop, Gone())
+    loop, told = product.Loop(), []
+    end = product.SocketEnd(loop, Gone())
     end.on_finish = lambda: told.append("finished")
     end.resume()
     far.close()
@@ -566,13 +564,13 @@ def test_what_the_system_does_not_give_is_no_defect(number):
     def fail():
         raise OSError(number, os.strerror(number), "/run/x")
 
-    assert tunnel.guarded(fail) == (69, "no room is left below /run/x: " + os.strerror(number))
+    assert product.guarded(fail) == (69, "no room is left below /run/x: " + os.strerror(number))
 
     def fail_without_a_name():  # as mkfifo and write do
         raise OSError(number, os.strerror(number))
 
-    line = "no room is left below {}: ".format(tunnel.private_folder(os.environ)) + os.strerror(number)
-    assert tunnel.guarded(fail_without_a_name) == (69, line)
+    line = "no room is left below {}: ".format(product.private_folder(os.environ)) + os.strerror(number)
+    assert product.guarded(fail_without_a_name) == (69, line)
 
 
 def test_no_further_process_is_no_defect(monkeypatch):
@@ -580,7 +578,7 @@ def test_no_further_process_is_no_defect(monkeypatch):
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
     monkeypatch.setattr(os, "fork", fail)
-    code, text = tunnel.guarded(lambda: tunnel.spawn(["/bin/true"], {}, (None, None, None)))
+    code, text = product.guarded(lambda: product.spawn(["/bin/true"], {}, (None, None, None)))
     assert (code, text[:37]) == (69, "no further process can be started (Re")
 
 
@@ -588,7 +586,7 @@ def test_too_little_memory_is_no_defect():
     def fail():
         raise MemoryError
 
-    assert tunnel.guarded(fail) == (69, "there is not enough memory: raise the limit (ulimit -v)")
+    assert product.guarded(fail) == (69, "there is not enough memory: raise the limit (ulimit -v)")
 
 
 def test_the_relay_is_found_beside_the_launcher(desk, machine):

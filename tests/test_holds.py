@@ -11,10 +11,9 @@ import socket
 import sys
 import time
 
-import frontend
 import pytest
 import rig
-from launches import set_times
+from rig import frontend
 from test_ends import LAUNCHES, all_gone, client_of, launch_all, log_of, supervisor, watchdog_of
 
 ROLES = ["classic", "callback", "compute"]
@@ -389,7 +388,7 @@ def test_a_kernel_that_prints_much_leaves_a_log_of_bounded_size(desk, machine, t
 
 
 def test_many_short_connections_leave_a_log_of_bounded_size(desk, machine):
-    set_times(desk, LOG_BYTES=1 << 16)
+    desk.alter(LOG_BYTES=1 << 16)
     end = desk.launch(machine, "classic")
     end.accept()
     port = end.block.first

@@ -8,12 +8,11 @@ import shutil
 import subprocess
 import sys
 
-import frontend
 import pytest
 import rig
+from rig import frontend, product
 
 import install
-import tunnel
 
 SHARE = install.SHARE
 OLD = b"#!/bin/sh\n# the old shell script\n"
@@ -44,9 +43,9 @@ def this_machine_is_left_alone(tmp_path, monkeypatch):
     """Whatever goes wrong: nobody's home is touched, nor what is for all users."""
     monkeypatch.setattr(install, "SHARE", str(tmp_path / "none") + "/")
     monkeypatch.setenv("HOME", str(tmp_path))
-    for product in install.PRODUCTS:
+    for brand in install.PRODUCTS:
         for suffix in ("_USERBASE", "_BASE"):
-            monkeypatch.delenv(product.upper() + suffix, raising=False)
+            monkeypatch.delenv(brand.upper() + suffix, raising=False)
 
 
 class Home:
@@ -113,8 +112,8 @@ def test_a_home_without_any_gets_both_layouts(home, tmp_path_factory, relay):
         (source / "tunnel_relay.py").write_text("a = 1\n")
     assert home.install(source=source) == 0
     expected = ["none"]
-    for product in ("Mathematica", "Wolfram"):
-        user, shared = "." + product, "none/" + product
+    for brand in ("Mathematica", "Wolfram"):
+        user, shared = "." + brand, "none/" + brand
         expected += [user, shared, shared + "/Kernel"]
         expected += [shared + "/Kernel/" + name for name in (install.RECORD, "tunnel.m")]
         for name in ["", "/__pycache__", "/" + install.RECORD, "/tunnel.sh", "/tunnel_sub.sh"]:
@@ -219,7 +218,7 @@ def test_what_is_there_already_is_not_taken_away(home):
     """Byte code of it included: somebody has put it there by hand, and what he starts writes the same."""
     folder = home.path / ".Wolfram" / "FrontEnd"
     folder.mkdir(parents=True)
-    shutil.copy(tunnel.__file__, str(folder))
+    shutil.copy(product.path("tunnel.py"), str(folder))
     before = tree(home.path)
     assert home.install("--front-end") == 0
     assert home.said[0] == "unchanged: {}".format(folder / "tunnel.py")
@@ -309,7 +308,7 @@ def test_help_lists_all_options(argv, capsys):
 
 def test_version(capsys):
     assert install.main(["--version"]) == 0
-    assert tuple(capsys.readouterr()) == ("tunnel {}\n".format(tunnel.VERSION), "")
+    assert tuple(capsys.readouterr()) == ("tunnel {}\n".format(product.VERSION), "")
 
 
 @pytest.mark.parametrize(
@@ -408,7 +407,7 @@ def test_without_home_the_list_of_users_counts(monkeypatch):
         raise KeyError("getpwuid(): uid not found")
 
     monkeypatch.setattr(os.path, "expanduser", unknown)
-    with pytest.raises(tunnel.Fatal):
+    with pytest.raises(product.Fatal):
         install.home_directory("linux", {})
 
 
@@ -416,7 +415,7 @@ def test_sudo_installs_for_kernels_only(home, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     home.environ["SUDO_USER"] = "john"
     for argv in ([], ["--front-end"]):
-        with pytest.raises(tunnel.Fatal) as caught:
+        with pytest.raises(product.Fatal) as caught:
             home.install(*argv)
         assert "john's" in str(caught.value.text)
         assert tree(home.path) == {}
@@ -601,7 +600,7 @@ def test_the_python_that_is_pinned_is_of_the_version_that_ran_it(tmp_path, monke
     monkeypatch.setattr(sys, "_base_executable", "", raising=False)
     assert install.base_python("linux") == str(tmp_path / "bin" / name)
     shutil.rmtree(str(tmp_path / "bin"))
-    with pytest.raises(tunnel.Fatal):
+    with pytest.raises(product.Fatal):
         install.base_python("linux")
 
 
@@ -618,7 +617,7 @@ def test_byte_code_lies_where_the_drop_ins_look(tmp_path):
 
 def test_the_scripts_need_nothing_but_the_standard_library():
     script = os.path.join(rig.LAUNCHERS, ".ci", "stdlib_only.py")
-    names = [os.path.join(rig.LAUNCHERS, name) for name in ("tunnel.py", "tunnel_sub.py", "install.py")]
+    names = [product.path(name) for name in product.files() + ["install.py"]]
     assert subprocess.call([sys.executable, script] + names, stdout=subprocess.DEVNULL) == 0
 
 
@@ -786,14 +785,14 @@ def test_the_launcher_starts_from_a_folder_with_an_odd_name(tmp_path, locale):
     link = tmp_path / "link"
     link.symlink_to(home.path / ".Wolfram/FrontEnd/tunnel_sub.sh")
     done = rig.run(str(link), "--version", env={"PATH": MINIMAL, "LC_ALL": locale}, cwd="/")
-    assert (done.returncode, done.stdout, done.stderr) == (0, "tunnel {}\n".format(tunnel.VERSION), "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tunnel {}\n".format(product.VERSION), "")
 
 
 def test_the_drop_in_ignores_modules_where_it_is_called(tmp_path, installed):
     (tmp_path / "socket.py").write_text("raise SystemExit(99)")
     (tmp_path / "select.py").write_text("raise SystemExit(99)")
     done = rig.run(str(installed / "tunnel.sh"), "--version", cwd=str(tmp_path))
-    assert (done.returncode, done.stdout) == (0, "tunnel {}\n".format(tunnel.VERSION))
+    assert (done.returncode, done.stdout) == (0, "tunnel {}\n".format(product.VERSION))
 
 
 def cut_short(folder):

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 import rig
-from conftest import make_machine
-from launches import FAKED, ends_with, key_lines, launched, log_of, tries, works
+from rig.desk import make_machine
+from rig.launches import FAKED, ends_with, key_lines, launched, log_of, tries, works
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import signal
 import stat
 import subprocess
 
-import frontend
 import pytest
 import rig
-from conftest import make_machine
+from rig import frontend
+from rig.desk import make_machine
 
 CLIENTS = ["ssh", "plink"]
 clients = pytest.mark.parametrize("client", CLIENTS)

@@ -11,8 +11,8 @@ import time
 
 import pytest
 import rig
-from conftest import make_machine
-from launches import set_times
+from rig import product
+from rig.desk import make_machine
 from test_ends import all_gone, client_of, compute, log_of, still_running, supervisor, watchdog_of
 from test_failures import silent_server
 
@@ -98,7 +98,7 @@ def test_kernel_quits_before_the_front_end_closes_its_links(desk, machine, role,
 
 @ways
 def test_the_front_end_of_a_computing_kernel_dies(desk, machine, role, client):
-    set_times(desk, LOST_SECONDS=1)
+    desk.alter(LOST_SECONDS=1)
     before, end = launched(desk, machine, role, client, "computing")
     end.die()
     before.again(end)
@@ -195,14 +195,14 @@ def test_launchers_killed_at_any_moment_leave_nothing(desk, request):
 
 
 def run_code(code, *arguments, **environ):
-    """Run Python code that uses tunnel.py; returns its completed process."""
-    environment = dict(os.environ, PYTHONPATH=rig.LAUNCHERS, **environ)
+    """Run Python code that uses the launchers; returns its completed process."""
+    environment = dict(os.environ, PYTHONPATH=rig.TESTS, **environ)
     return rig.run(sys.executable, "-c", code, *map(str, arguments), env=environment)
 
 
 KILLED_BETWEEN = """
 import os, signal, sys
-import tunnel
+from rig import product
 
 fork, forks = os.fork, []
 
@@ -211,7 +211,7 @@ def fork_once():
     return forks[0]
 
 os.fork = fork_once
-tunnel.Client(tunnel.Loop(), ["/bin/sh", "-c", "echo runs >" + sys.argv[1]], dict(os.environ), {})
+product.Client(product.Loop(), ["/bin/sh", "-c", "echo runs >" + sys.argv[1]], dict(os.environ), {})
 """
 
 
@@ -226,14 +226,14 @@ def test_a_client_does_not_start_before_what_watches_it(tmp_path):
 
 DEAF = """
 import os, signal
-import tunnel
+from rig import product
 
 def heard(data):
     os.kill(os.getpid(), signal.SIGKILL)
 
-loop = tunnel.Loop()
+loop = product.Loop()
 argv = ["/bin/sh", "-c", "trap '' TERM; echo; exec sleep 600"]
-client = tunnel.Client(loop, argv, dict(os.environ), {"out": heard, "err": print})
+client = product.Client(loop, argv, dict(os.environ), {"out": heard, "err": print})
 while True:
     loop.step()
 """
@@ -247,17 +247,17 @@ def test_the_watchdog_ends_a_client_that_hears_no_signal(tmp_path):
 
 SIGNALLED = """
 import os, signal, sys, time
-import tunnel
+from rig import product
 
 def catches(pid):
     with open("/proc/{}/status".format(pid)) as stream:
         (mask,) = [int(line.split()[1], 16) for line in stream if line.startswith("SigCgt")]
     return mask >> signal.SIGTERM - 1 & 1
 
-keep = tunnel.catch_signals(tunnel.Loop(), print)
+keep = product.catch_signals(product.Loop(), print)
 gate = os.pipe()
 argv = ["/bin/sh", "-c", "echo runs >" + sys.argv[1]]
-pid = tunnel.spawn(argv, dict(os.environ), (None, None, None), (), gate[:1], gate[1:])
+pid = product.spawn(argv, dict(os.environ), (None, None, None), (), gate[:1], gate[1:])
 end = time.monotonic() + 5
 while (os.getpgid(pid) != pid or catches(pid)) and time.monotonic() < end:
     pass
@@ -276,11 +276,11 @@ def test_a_signal_that_comes_before_the_client_runs_is_not_lost(tmp_path):
 
 BLOCKED = """
 import os, signal, sys
-import tunnel
+from rig import product
 
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGCHLD])
-loop, heard = tunnel.Loop(), []
-keep = tunnel.catch_signals(loop, heard.append)
+loop, heard = product.Loop(), []
+keep = product.catch_signals(loop, heard.append)
 loop.after(5, lambda: sys.exit("nothing has been heard"))
 os.kill(os.getpid(), signal.SIGTERM)
 while not heard:
@@ -343,15 +343,13 @@ def test_a_frozen_server_is_noticed(desk, own_machine):
 
 
 def test_a_silent_server_is_noticed_within_a_minute_by_default():
-    import tunnel
-
-    request = tunnel.parse_arguments(tunnel.COMPUTE, ["h", "k", "1@h,2@h"])
-    values = dict(tunnel.OpenSSH.defaults(request, tunnel.Settings((1, 2))))
+    request = product.parse_arguments(product.COMPUTE, ["h", "k", "1@h,2@h"])
+    values = dict(product.OpenSSH.defaults(request, product.Settings((1, 2))))
     assert int(values["ServerAliveInterval"]) * (int(values["ServerAliveCountMax"]) + 1) <= 60
 
 
 def test_a_shared_connection_goes_a_while_after_its_last_kernel(desk, machine):
-    set_times(desk, SHARE_SECONDS=1)
+    desk.alter(SHARE_SECONDS=1)
     before = Before(desk, machine)
     ends = [desk.launch(machine, "compute", "--share") for _ in range(2)]
     for end in ends:

@@ -3,10 +3,10 @@
 import os
 import sys
 
-import frontend
 import pytest
 import rig
-from conftest import make_machine
+from rig import frontend, product
+from rig.desk import make_machine
 
 
 def test_eight_controller_kernels_with_adjacent_main_link_ports(desk, machine):
@@ -55,10 +55,9 @@ def test_sixteen_compute_kernels_one_after_another(desk, request):
 def test_a_clock_that_jumps_does_not_matter(desk, machine):
     """time.time() goes back a year at every call; waiting goes by a clock that cannot."""
     script = (
-        "import sys, time; sys.path.insert(0, sys.argv.pop(1)); jumps = iter(range(10**6));"
+        "import time; jumps = iter(range(10**6));"
         "real = time.time; time.time = lambda: real() - 31536000 * (next(jumps) % 40);"
-        "import tunnel; sys.exit(tunnel.main('tunnel_sub', tunnel.COMPUTE))"
-    )
+    ) + product.launching("compute")
     end = frontend.FrontEnd("compute")
     desk.front_ends.append(end)
     command = [sys.executable, "-c", script, str(desk.folder), machine.destination, machine.classic]
@@ -69,9 +68,7 @@ def test_a_clock_that_jumps_does_not_matter(desk, machine):
 
 
 def test_launches_in_the_same_second_have_logs_of_their_own(desk, tmp_path):
-    import tunnel
-
-    logs = [tunnel.Log(str(tmp_path), "tunnel", os.environ) for _ in range(20)]
+    logs = [product.Log(str(tmp_path), "tunnel", os.environ) for _ in range(20)]
     assert len({log.path for log in logs}) == 20
 
 

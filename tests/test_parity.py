@@ -8,8 +8,7 @@ import os
 import subprocess
 
 import pytest
-
-import tunnel
+from rig import product
 
 CASES = json.load(open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "data", "cases.json")))
 
@@ -17,15 +16,15 @@ CASES = json.load(open(os.path.join(os.path.dirname(os.path.abspath(__file__)), 
 def plan(case, *options, relays=()):
     """Request, plan and settings of a case; without ``relays`` the forwards lead to the front end itself, as the
     shell scripts had it."""
-    role = tunnel.CONTROLLER if case["script"] == "tunnel" else tunnel.COMPUTE
-    asked = tunnel.parse_arguments(role, list(options) + case["args"])
-    settings = tunnel.Settings(tunnel.first_ports(asked))
-    return asked, tunnel.Plan(asked, settings, relays), settings
+    role = product.CONTROLLER if case["script"] == "tunnel" else product.COMPUTE
+    asked = product.parse_arguments(role, list(options) + case["args"])
+    settings = product.Settings(product.first_ports(asked))
+    return asked, product.Plan(asked, settings, relays), settings
 
 
 def options_of(case):
     """The links that the shell scripts knew, where the kernel's path does not say so by itself."""
-    unversioned = tunnel.version_in(case["args"][1]) is None
+    unversioned = product.version_in(case["args"][1]) is None
     return ("--links", "classic") if unversioned and case["script"] == "tunnel" else ()
 
 
@@ -37,7 +36,7 @@ def bracketed(words):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join([case["script"]] + case["args"]))
 def test_parity(case):
     asked, made, settings = plan(case, *options_of(case))
-    arguments = tunnel.OpenSSH.arguments(asked, made, settings)
+    arguments = product.OpenSSH.arguments(asked, made, settings)
     given = {flag: [str(each) for each in made.forwards if each.flag == flag] for flag in ("-R", "-L")}
     assert given["-R"] == case["remote_forwards"]
     assert given["-L"] == case["local_forwards"]
@@ -77,7 +76,7 @@ def test_only_the_main_link_leads_elsewhere_than_with_the_shell_scripts(case):
     assert [each.split(":")[2:] for each in given["-R"]] == [["127.0.0.1", "1001"], ["127.0.0.1", "1002"]]
     assert given["-L"] == case["local_forwards"]
     assert made.command == case["remote_command"]
-    others = [tunnel.OpenSSH.arguments(asked, each, settings) for each in (before, made)]
+    others = [product.OpenSSH.arguments(asked, each, settings) for each in (before, made)]
     changed = [pair for pair in zip(*others) if pair[0] != pair[1]]
     assert len(others[0]) == len(others[1])
     assert [old for old, _ in changed] == case["remote_forwards"]
@@ -86,12 +85,12 @@ def test_only_the_main_link_leads_elsewhere_than_with_the_shell_scripts(case):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: " ".join([case["script"]] + case["args"]))
 def test_a_try_adds_nothing_to_the_command_line_but_where_ssh_speaks_and_whether_there_is_a_terminal(case):
     asked, made, settings = plan(case, *options_of(case))
-    plain = tunnel.OpenSSH.arguments(asked, made, settings)
+    plain = product.OpenSSH.arguments(asked, made, settings)
     assert (
-        tunnel.OpenSSH.arguments(asked, made, settings, "/run/log") == plain[:1] + ["-E", "/run/log"] + plain[1:]
+        product.OpenSSH.arguments(asked, made, settings, "/run/log") == plain[:1] + ["-E", "/run/log"] + plain[1:]
     )
-    guarded = tunnel.Plan(asked, settings.but(guarded=True), ())
-    assert tunnel.OpenSSH.arguments(asked, guarded, settings)[:-1] == plain[:-1]
+    guarded = product.Plan(asked, settings.but(guarded=True), ())
+    assert product.OpenSSH.arguments(asked, guarded, settings)[:-1] == plain[:-1]
     assert guarded.command == "test -t 0 && " + case["remote_command"]
 
 

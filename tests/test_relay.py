@@ -11,17 +11,15 @@ import signal
 import sys
 import time
 
-import frontend
 import pytest
-import relays
 import rig
-from conftest import make_machine
-from relays import (
+from rig import frontend, product, relays
+from rig.desk import make_machine
+from rig.relays import (
     OTHERS,
     QUICK,
     SERVER,
     Bulk,
-    alter,
     came_back,
     clients,
     count,
@@ -172,7 +170,7 @@ def test_a_lost_connection_comes_back_in_the_middle_of_a_transfer(desk, machine,
 
 
 def test_a_network_that_is_cut_and_mended(desk, machine):
-    alter(desk, **QUICK)
+    desk.alter(**QUICK)
     end = desk.launch(machine, "callback", "--relay")
     end.accept()
     bulk = Bulk(end)
@@ -186,7 +184,7 @@ def test_a_network_that_is_cut_and_mended(desk, machine):
 
 
 def test_a_server_that_freezes(desk, machine):
-    alter(desk, **QUICK)
+    desk.alter(**QUICK)
     end = desk.launch(machine, "classic", "--relay")
     end.accept()
     bulk = Bulk(end)
@@ -237,7 +235,7 @@ def test_a_password_is_answered_again_each_time(desk, machine, client):
 
 
 def test_a_kernel_that_ends_meanwhile_is_told_on_the_return(desk, machine):
-    alter(desk, **QUICK)
+    desk.alter(**QUICK)
     end = desk.launch(machine, "classic", "--relay")
     end.accept()
     cut(machine)
@@ -251,7 +249,7 @@ def test_a_kernel_that_ends_meanwhile_is_told_on_the_return(desk, machine):
 
 
 def test_a_login_that_is_refused_meanwhile_is_retried_with_a_long_pause(desk, machine):
-    alter(desk, ASKING_SECONDS=1)
+    desk.alter(ASKING_SECONDS=1)
     end = desk.launch(machine, "compute", "--relay")
     end.accept()
     keys = machine.path("home", ".ssh", "authorized_keys")
@@ -268,7 +266,7 @@ def test_a_login_that_is_refused_meanwhile_is_retried_with_a_long_pause(desk, ma
 
 @clients
 def test_a_login_that_needs_a_person_is_retried_until_it_does_not(desk, machine, client):
-    alter(desk, ASKING_SECONDS=0.5)
+    desk.alter(ASKING_SECONDS=0.5)
     end = desk.launch(machine, "callback", "--relay", client=client)
     end.accept()
     try:
@@ -304,8 +302,7 @@ def take_a_nap(desk):
 
 def test_a_connection_that_has_survived_a_nap_is_not_taken_for_dead(desk, machine):
     # The far end, which does not sleep, is more patient here than a launcher that is awake.
-    near = "{} if __name__ == 'tunnel_relay' else 30.0"
-    alter(desk, DEAD_SECONDS=near.format(1.0), PING_SECONDS=0.4, ASLEEP_SECONDS=0.5)
+    desk.alter(DEAD_SECONDS=product.near_and_far(1.0, 30.0), PING_SECONDS=0.4, ASLEEP_SECONDS=0.5)
     end = desk.launch(machine, "callback", "--relay", client="plink")
     end.accept()
     clients = ssh_clients(desk)
@@ -317,7 +314,7 @@ def test_a_connection_that_has_survived_a_nap_is_not_taken_for_dead(desk, machin
 
 
 def test_a_connection_that_has_died_meanwhile_is_found_dead_on_waking_up(desk, machine):
-    alter(desk, PROBE_SECONDS=0.5, PING_SECONDS=0.4, ASLEEP_SECONDS=0.5)
+    desk.alter(PROBE_SECONDS=0.5, PING_SECONDS=0.4, ASLEEP_SECONDS=0.5)
     end = desk.launch(machine, "callback", "--relay")
     end.accept()
     end.echo(100000)
@@ -370,7 +367,7 @@ def test_another_login_node_is_named_and_the_right_one_comes_back(request, desk)
 
 def test_cut_after_cut(desk, machine):
     """A hundred of them below the launcher: test_relay_far.py."""
-    alter(desk, SETTLED_SECONDS=0)
+    desk.alter(SETTLED_SECONDS=0)
     end = desk.launch(machine, "callback", "--relay")
     end.accept()
     kernels, chance, number, bulk = machine.kernels(), random.Random(7), 0, None
@@ -406,7 +403,7 @@ def test_a_flood_reaches_a_busy_front_end_before_the_launcher_ends(desk, machine
 
 
 def test_a_front_end_that_takes_nothing_is_given_up(desk, machine):
-    alter(desk, STALL_SECONDS=1)
+    desk.alter(STALL_SECONDS=1)
     end = desk.launch(machine, "callback", "--relay", receive_buffer=8192)
     end.accept()
     end.tell(b"!flood 3000000\n")
@@ -414,7 +411,7 @@ def test_a_front_end_that_takes_nothing_is_given_up(desk, machine):
 
 
 def test_an_orphan_that_holds_the_links_does_not_hold_up_the_end(desk, machine):
-    alter(desk, DRAIN_SECONDS=0.5)
+    desk.alter(DRAIN_SECONDS=0.5)
     end = desk.launch(machine, "classic", "--relay")
     end.accept()
     end.tell(b"!orphan\n")
@@ -433,7 +430,7 @@ def computing(desk, machine, role="callback", *arguments, **options):
 
 @pytest.mark.parametrize("how", ["quit", "die"])
 def test_a_front_end_that_goes_ends_a_computing_kernel(desk, machine, how):
-    alter(desk, LOST_SECONDS=0.5)
+    desk.alter(LOST_SECONDS=0.5)
     end = computing(desk, machine, client="plink" if how == "quit" else "ssh")
     end.quit() if how == "quit" else end.die()
     assert end.wait(8)[0] == 129
@@ -501,7 +498,7 @@ def test_a_launcher_that_is_killed_in_the_middle_of_a_transfer(desk, machine):
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
 def test_the_next_launch_ends_a_session_whose_launcher_went_while_the_network_was_cut(desk, machine, how):
-    alter(desk, **QUICK)
+    desk.alter(**QUICK)
     first = computing(desk, machine)
     (kernel,) = machine.kernels()
     cut(machine)
@@ -538,7 +535,7 @@ def test_a_relay_that_is_killed_is_told_with_what_to_do(desk, machine):
 
 
 def test_a_machine_that_was_restarted_is_told(desk, machine):
-    alter(desk, **QUICK)
+    desk.alter(**QUICK)
     end = computing(desk, machine)
     for pid in machine.sessions():
         rig.end_process(pid)
@@ -560,7 +557,7 @@ def test_with_0_minutes_a_lost_connection_is_the_end(desk, machine):
 
 
 def test_when_its_minutes_are_over_the_launcher_says_so(desk, machine):
-    alter(desk, RELAY_MINUTES=0.04, **QUICK)
+    desk.alter(RELAY_MINUTES=0.04, **QUICK)
     end = computing(desk, machine)
     cut(machine)
     code, errors = end.wait(15)
@@ -573,7 +570,7 @@ def test_when_its_minutes_are_over_the_launcher_says_so(desk, machine):
 @pytest.mark.parametrize("logins", ["the first", "all"])
 def test_a_return_whose_login_hangs_ends_nothing_when_it_wakes(desk, machine, logins):
     """As on a login node whose file system hangs for a while: what woke late brought a goodbye."""
-    alter(desk, RELAY_SECONDS=2)
+    desk.alter(RELAY_SECONDS=2)
     end = desk.launch(machine, "callback", "--relay")
     end.accept()
     hold, first = machine.write("home/hold", ""), machine.path("home", "hanging")

@@ -15,9 +15,8 @@ import zlib
 
 import pytest
 import rig
-from relay_rig import PYENV, Launcher, Machine, is_keeper
-
-import tunnel_relay as relay
+from rig import product
+from rig.logins import PYENV, Launcher, Machine, is_keeper
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked at in /proc")
 
@@ -102,7 +101,7 @@ def test_a_command_that_prints_very_much_on_standard_error(machine):
 
 
 def test_a_command_that_sigterm_does_not_end_is_killed(monkeypatch, machine):
-    monkeypatch.setattr(relay, "sent_source", altered_source("COMMAND_SECONDS = 15.0", "COMMAND_SECONDS = 0.5"))
+    product.alter_sent(monkeypatch, COMMAND_SECONDS=0.5)
     with Launcher(machine) as launcher:
         kernel = launcher.start("/no/such/kernel", via="trap '' TERM; sleep 600; sleep 600;")
         launcher.wait(lambda: "via" in kernel.told, "the command")
@@ -111,19 +110,6 @@ def test_a_command_that_sigterm_does_not_end_is_killed(monkeypatch, machine):
         launcher.wait(lambda: launcher.over, "the end")
         assert kernel.code == 129 and "failed" not in kernel.told
         machine.no_process()
-
-
-def altered_source(old, new):
-    """A relay to send in which a line is another."""
-    plain = relay.sent_source
-
-    def sent():
-        text = zlib.decompress(plain()[relay.HEAD :]).decode("utf-8")
-        assert old in text
-        packed = zlib.compress(text.replace(old, new).encode("utf-8"))
-        return relay.opened(packed)
-
-    return sent
 
 
 @pytest.mark.parametrize("code", ["0", "3", "255"])
@@ -216,7 +202,7 @@ def test_a_kernel_has_a_terminal_and_nothing_of_its_keeper(machine):
 
 
 def test_its_limit_on_open_files_is_that_of_the_login(machine):
-    command = "ulimit -S -n 40; " + relay.bootstrap_command()
+    command = "ulimit -S -n 40; " + product.bootstrap_command()
     with Launcher(machine, command=command) as launcher:
         kernel = launcher.start(machine.script(LOOK))
         others = [launcher.start(machine.script("sleep 60\n", python=False), listen=6) for _ in range(8)]
@@ -496,9 +482,9 @@ def test_after_its_minutes_a_lost_session_ends(machine):
 
 
 def test_a_session_that_was_never_used_ends_after_a_minute(machine, monkeypatch):
-    monkeypatch.setattr(relay, "FIRST_SECONDS", 0.4)
+    monkeypatch.setattr(product, "FIRST_SECONDS", 0.4)
     here, there = socket.socketpair()
-    keeper = relay.Keeper(relay.PollLoop(), there, os.urandom(16).hex())
+    keeper = product.Keeper(product.PollLoop(), there, os.urandom(16).hex())
     try:
         end = time.monotonic() + 5
         while not keeper.done:
@@ -513,13 +499,13 @@ def test_a_session_that_was_never_used_ends_after_a_minute(machine, monkeypatch)
 
 def test_a_keeper_serves_only_who_knows_the_secret():
     here, there = socket.socketpair()
-    loop = relay.PollLoop()
+    loop = product.PollLoop()
     secret = os.urandom(16).hex()
-    keeper = relay.Keeper(loop, there, secret)
+    keeper = product.Keeper(loop, there, secret)
     try:
         here.setblocking(False)
         for said in (b'{"session": "cd", "end": true}\n', b'{"end": true}\n'):
-            with relay.connect_to(relay.session_name(secret)) as guest:
+            with product.connect_to(product.session_name(secret)) as guest:
                 guest.sendall(said)
                 loop.after(5, lambda: pytest.fail("no answer"))
                 guest.setblocking(False)
@@ -530,7 +516,7 @@ def test_a_keeper_serves_only_who_knows_the_secret():
                         break
                     except BlockingIOError:
                         pass
-                assert answer == bytes([relay.NO_SESSION]) and not keeper.far.over
+                assert answer == bytes([product.NO_SESSION]) and not keeper.far.over
     finally:
         keeper.close()
         here.close()
@@ -543,7 +529,7 @@ def test_a_keeper_that_was_killed_is_told_with_what_to_do(machine):
         os.kill(keeper, signal.SIGKILL)
         launcher.wait(lambda: launcher.over, "the verdict")
         text, error = launcher.over
-        assert error == relay.GONE and "KillUserProcesses=no" in text and "KillExcludeUsers" in text
+        assert error == product.GONE and "KillUserProcesses=no" in text and "KillExcludeUsers" in text
         assert "is gone" in text and socket.gethostname() in text and "\n" not in text
         machine.no_process(3)  # the kernel was hung up on with its terminal
         remains = [name for name in machine.names if os.path.exists(name)]
@@ -593,14 +579,14 @@ def test_the_next_launch_ends_the_session_of_a_dead_launcher(machine):
 
 LAUNCHER = """
 import os, sys
-sys.path[:0] = [{tests!r}, {code!r}]
-import relay_rig, tunnel_relay as relay
-machine = relay_rig.Machine(folder={folder!r})
-launcher = relay_rig.Launcher(machine)
+sys.path.insert(0, {tests!r})
+from rig import logins, product
+machine = logins.Machine(folder={folder!r})
+launcher = logins.Launcher(machine)
 launcher.__enter__()
 login = launcher.connection
 leash, end = os.pipe()
-watchdog = relay.watchdog_command(login.process.pid)
+watchdog = product.watchdog_command(login.process.pid)
 if os.fork() == 0:
     os.setsid()
     os.dup2(leash, 0); os.dup2(login.stdin, 1)
@@ -626,8 +612,7 @@ def test_a_launcher_that_is_killed_takes_its_kernel_along_within_10_s(machine, b
         target.bind(("127.0.0.1", 0))
         target.listen(1)
         text = LAUNCHER.format(
-            tests=os.path.dirname(os.path.abspath(__file__)),
-            code=os.path.dirname(os.path.abspath(relay.__file__)),
+            tests=rig.TESTS,
             folder=machine.folder,
             script=script,
             busy=busy,
@@ -674,8 +659,8 @@ def test_a_new_connection_takes_over_from_one_that_the_server_still_believes_in(
 
 
 def test_a_frozen_connection_is_noticed_and_replaced(machine, monkeypatch):
-    monkeypatch.setattr(relay, "DEAD_SECONDS", 1.5)
-    monkeypatch.setattr(relay, "PING_SECONDS", 0.4)
+    monkeypatch.setattr(product, "DEAD_SECONDS", 1.5)
+    monkeypatch.setattr(product, "PING_SECONDS", 0.4)
     with Launcher(machine, cable=True) as launcher:
         front_end, _ = launcher.launch(machine.kernel(), "compute")
         with front_end:
@@ -687,8 +672,8 @@ def test_a_frozen_connection_is_noticed_and_replaced(machine, monkeypatch):
 
 
 def test_an_idle_connection_stays(machine, monkeypatch):
-    monkeypatch.setattr(relay, "DEAD_SECONDS", 3)
-    monkeypatch.setattr(relay, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(product, "DEAD_SECONDS", 3)
+    monkeypatch.setattr(product, "PING_SECONDS", 0.1)
     with Launcher(machine, cable=True) as launcher:
         launcher.start(machine.script("import time\ntime.sleep(60)\n"))
         launcher.wait(lambda: launcher.attached, "the hello")
@@ -730,7 +715,7 @@ def test_every_login_shell_starts_it(machine, shell):
 
 @pytest.mark.parametrize("noise", ["Welcome to the cluster!\\n", "no newline at all", "\\n--tunnel-relay\\n\\n"])
 def test_a_login_that_prints_is_no_obstacle(machine, noise):
-    command = "printf '{}'; echo to stderr >&2; {}".format(noise, relay.bootstrap_command())
+    command = "printf '{}'; echo to stderr >&2; {}".format(noise, product.bootstrap_command())
     with Launcher(machine, command=command, cable=True) as launcher:
         front_end, _ = launcher.launch(machine.kernel(), "compute")
         with front_end:
@@ -751,18 +736,18 @@ def ends_with(machine, command, data, shell="/bin/sh"):
 def test_without_python_it_ends_with_101(machine, shell):
     if not os.path.exists(shell):
         pytest.skip("no {} here".format(shell))
-    command = relay.bootstrap_command().replace(relay.PYTHONS, "no-python /nor/this")
-    code, out, _ = ends_with(machine, command, relay.sent_source(), shell)
-    assert (code, out) == (101, b"") and "no Python 3" in relay.explain_start(code, "")
+    command = product.bootstrap_command().replace(product.PYTHONS, "no-python /nor/this")
+    code, out, _ = ends_with(machine, command, product.sent_source(), shell)
+    assert (code, out) == (101, b"") and "no Python 3" in product.explain_start(code, "")
 
 
 @pytest.mark.skipif(not os.path.exists(os.path.join(PYENV, "2.7.18")), reason="no Python that is too old")
 def test_an_old_python_is_passed_over_and_told(machine):
     old = os.path.join(PYENV, "2.7.18", "bin", "python2.7")
-    alone = relay.bootstrap_command().replace(relay.PYTHONS, old)
-    code, _, _ = ends_with(machine, alone, relay.sent_source())
-    assert code == 102 and "older than 3.6" in relay.explain_start(code, "")
-    both = relay.bootstrap_command().replace(relay.PYTHONS, old + " /bin/false python3")
+    alone = product.bootstrap_command().replace(product.PYTHONS, old)
+    code, _, _ = ends_with(machine, alone, product.sent_source())
+    assert code == 102 and "older than 3.6" in product.explain_start(code, "")
+    both = product.bootstrap_command().replace(product.PYTHONS, old + " /bin/false python3")
     with Launcher(machine, command=both) as launcher:
         kernel = launcher.start(machine.script("exit 5\n", python=False))
         launcher.wait(lambda: launcher.over, "the end")
@@ -770,13 +755,13 @@ def test_an_old_python_is_passed_over_and_told(machine):
 
 
 def test_a_source_that_is_cut_short_or_altered_is_told(machine):
-    source = relay.sent_source()
+    source = product.sent_source()
     for data, code in ((b"", 103), (source[:5], 103), (source[:-1], 103), (source, 104)):
-        assert ends_with(machine, relay.bootstrap_command(), data)[0] == code, len(data)
-        assert relay.explain_start(code, "")
+        assert ends_with(machine, product.bootstrap_command(), data)[0] == code, len(data)
+        assert product.explain_start(code, "")
     mangled = bytearray(source)
     mangled[len(source) // 2] ^= 1
-    code, _, errors = ends_with(machine, relay.bootstrap_command(), bytes(mangled))
+    code, _, errors = ends_with(machine, product.bootstrap_command(), bytes(mangled))
     assert code == 106 and "zlib" in errors
 
 
@@ -784,10 +769,10 @@ def test_a_source_that_is_cut_short_or_altered_is_told(machine):
     "start", ["read -r a", "read -r a; read -r b", "head -c 1 >/dev/null", "head -c 26 >/dev/null"]
 )
 def test_a_login_that_has_read_the_beginning_is_told(machine, start):
-    command = "{}; {}".format(start, relay.bootstrap_command())
-    code, out, errors = ends_with(machine, command, relay.sent_source() + b"more", "/bin/bash")
-    assert (code, out, errors) == (relay.TAKEN, b"", "")
-    assert "reads standard input" in relay.explain_start(code, "")
+    command = "{}; {}".format(start, product.bootstrap_command())
+    code, out, errors = ends_with(machine, command, product.sent_source() + b"more", "/bin/bash")
+    assert (code, out, errors) == (product.TAKEN, b"", "")
+    assert "reads standard input" in product.explain_start(code, "")
 
 
 @pytest.mark.parametrize("shell", SHELLS + ["/usr/bin/ksh", "/bin/bash -i", "/usr/bin/zsh -i", "/bin/tcsh -i"])
@@ -797,33 +782,33 @@ def test_another_shell_in_place_of_the_login_shell_executes_nothing(machine, she
     if not os.path.exists(shell.split()[0]):
         pytest.skip("no {} here".format(shell))
     login = machine.login("exec " + shell)
-    os.write(login.stdin, relay.sent_source())
+    os.write(login.stdin, product.sent_source())
     if "fish" in shell:
         login.process.stdin.close()
-        assert login.process.wait(20) in (127, relay.OTHER_SHELL)
+        assert login.process.wait(20) in (127, product.OTHER_SHELL)
     else:
-        assert login.process.wait(20) == relay.OTHER_SHELL
+        assert login.process.wait(20) == product.OTHER_SHELL
     errors = login.errors()
     assert "not found" not in errors and "Unknown" not in errors
-    assert "runs another shell" in relay.explain_start(relay.OTHER_SHELL, "")
+    assert "runs another shell" in product.explain_start(product.OTHER_SHELL, "")
 
 
 @pytest.mark.parametrize("where", [">&-", ">/dev/null", ">all"])
 def test_a_login_whose_output_leads_nowhere_starts_nothing(machine, where):
     for shell in ("/bin/sh", "/bin/bash"):
         code, _, errors = ends_with(
-            machine, "exec {}; {}".format(where, relay.bootstrap_command()), first_words(machine), shell
+            machine, "exec {}; {}".format(where, product.bootstrap_command()), first_words(machine), shell
         )
-        assert (code, errors) == (relay.UNHEARD, "")
-        assert "standard output" in relay.explain_start(code, "")
+        assert (code, errors) == (product.UNHEARD, "")
+        assert "standard output" in product.explain_start(code, "")
     machine.no_process()
 
 
 def first_words(machine, goodbye=False):
     """What a near end sends that has a kernel started at once, a shell script that leaves a mark."""
-    near = relay.Near(relay.PollLoop())
-    name = "relay-" + relay.session_name(near.secret)
-    machine.names += [os.path.join(folder, name) for folder in relay.folders()]
+    near = product.Near(product.PollLoop())
+    name = "relay-" + product.session_name(near.secret)
+    machine.names += [os.path.join(folder, name) for folder in product.folders()]
     near.start([machine.script("touch ~/started; sleep 60\n", python=False)], 0)
     near.wire.attach({"session": near.secret, "new": True, "minutes": 60}, before=near.source, fresh=True)
     data = b""
@@ -836,7 +821,7 @@ def first_words(machine, goodbye=False):
 
 @pytest.mark.parametrize("goodbye", [False, True])
 def test_who_has_gone_before_the_relay_came_up_gets_no_kernel(machine, goodbye):
-    login = machine.login("while [ ! -e ~/go ]; do sleep 0.05; done; " + relay.bootstrap_command())
+    login = machine.login("while [ ! -e ~/go ]; do sleep 0.05; done; " + product.bootstrap_command())
     os.write(login.stdin, first_words(machine, goodbye))
     if not goodbye:
         login.process.stdin.close()
@@ -847,17 +832,17 @@ def test_who_has_gone_before_the_relay_came_up_gets_no_kernel(machine, goodbye):
 
 
 def test_a_kernel_whose_launcher_hears_nothing_of_it_is_ended(machine, monkeypatch):
-    monkeypatch.setattr(relay, "sent_source", altered_source("DEAD_SECONDS = 19.5", "DEAD_SECONDS = 1.0"))
-    command = "set -o pipefail; ({}) | cat >/dev/null".format(relay.bootstrap_command())
+    product.alter_sent(monkeypatch, DEAD_SECONDS=1.0)
+    command = "set -o pipefail; ({}) | cat >/dev/null".format(product.bootstrap_command())
     login = machine.login(command, "/bin/bash")
     os.write(login.stdin, first_words(machine))
     rig.wait_until(lambda: os.path.exists(machine.path("started")), 20, "the kernel")
-    assert login.process.wait(20) == relay.UNHEARD
+    assert login.process.wait(20) == product.UNHEARD
     machine.no_process()
 
 
 def test_a_session_that_was_never_acknowledged_waits_a_minute_at_most(machine, monkeypatch):
-    monkeypatch.setattr(relay, "sent_source", altered_source("FIRST_SECONDS = 60.0", "FIRST_SECONDS = 1.0"))
+    product.alter_sent(monkeypatch, FIRST_SECONDS=1.0)
     login = machine.login()
     os.write(login.stdin, first_words(machine))
     rig.wait_until(lambda: os.path.exists(machine.path("started")), 20, "the kernel")
@@ -866,41 +851,42 @@ def test_a_session_that_was_never_acknowledged_waits_a_minute_at_most(machine, m
 
 
 def test_a_file_with_line_ends_of_windows_is_sent_all_the_same(tmp_path):
-    with open(relay.__file__, "rb") as stream:
-        (tmp_path / "relay.py").write_bytes(stream.read().replace(b"\n", b"\r\n"))
-    assert relay.sent_source(str(tmp_path / "relay.py")) == relay.sent_source()
+    product.copy_to(str(tmp_path))
+    for name in product.files():
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes().replace(b"\n", b"\r\n"))
+    assert product.sent_from(tmp_path) == product.sent_source()
 
 
 def test_a_windows_kernel_machine_is_recognized():
     text = "'exec' is not recognized as an internal or external command,\noperable program or batch file."
-    assert "no sh" in relay.explain_start(1, text)
-    assert relay.explain_start(255, "Connection refused") is None
+    assert "no sh" in product.explain_start(1, text)
+    assert product.explain_start(255, "Connection refused") is None
 
 
 def test_reads_that_come_up_short_are_completed(machine):
     login = machine.login()
-    data = relay.sent_source() + relay.hello(
+    data = product.sent_source() + product.hello(
         "near", {"session": os.urandom(16).hex(), "new": False, "host": "h-1"}
     )
     for start in range(0, len(data), 97):
         os.write(login.stdin, data[start : start + 97])
         time.sleep(0.0005)
     out = b""
-    while relay.END not in out:
+    while product.END not in out:
         more = os.read(login.stdout, 4096)
         assert more, login.errors()
         out += more
-    _, facts, _ = relay.HelloReader("far").feed(out)
-    assert facts["error"] == relay.ELSEWHERE and "h-1" in facts["text"]
-    assert login.process.wait(5) == relay.NO_SESSION
+    _, facts, _ = product.HelloReader("far").feed(out)
+    assert facts["error"] == product.ELSEWHERE and "h-1" in facts["text"]
+    assert login.process.wait(5) == product.NO_SESSION
 
 
 def test_bytes_that_are_changed_on_the_way_are_told_as_such(machine):
-    command = "({}) | LC_ALL=C sed -u 's/\\x11/\\x12/g'".format(relay.bootstrap_command())
+    command = "({}) | LC_ALL=C sed -u 's/\\x11/\\x12/g'".format(product.bootstrap_command())
     with Launcher(machine, command=command) as launcher:
         launcher.wait(lambda: launcher.over, "the verdict")
         text, error = launcher.over
-        assert error == relay.ALTERED and "byte 0x11 comes out as 0x12" in text
+        assert error == product.ALTERED and "byte 0x11 comes out as 0x12" in text
         machine.no_process()
 
 
@@ -909,14 +895,14 @@ def test_a_source_of_another_version_is_refused(machine):
         waiting_kernel(launcher, machine)
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
-        source = zlib.decompress(launcher.near.source[relay.HEAD :]).replace(
+        source = zlib.decompress(launcher.near.source[product.HEAD :]).replace(
             b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
         )
         packed = zlib.compress(source)
-        launcher.near.source = relay.opened(packed)
+        launcher.near.source = product.opened(packed)
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")
-        assert launcher.over[1] == relay.VERSIONS and "\n" not in launcher.over[0]
+        assert launcher.over[1] == product.VERSIONS and "\n" not in launcher.over[0]
         (keeper,) = machine.keepers()
         os.kill(keeper, signal.SIGTERM)
         machine.no_process()
@@ -927,23 +913,23 @@ def test_a_keeper_of_another_version_refuses_and_says_so(machine, monkeypatch):
         waiting_kernel(launcher, machine)
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
-        source = zlib.decompress(launcher.near.source[relay.HEAD :]).replace(
+        source = zlib.decompress(launcher.near.source[product.HEAD :]).replace(
             b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
         )
         packed = zlib.compress(source)
-        launcher.near.source = relay.opened(packed)
-        monkeypatch.setattr(relay, "PROTOCOL", 3)  # this launcher is newer than the keeper that it started
+        launcher.near.source = product.opened(packed)
+        monkeypatch.setattr(product, "PROTOCOL", 3)  # this launcher is newer than the keeper that it started
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")
         text, error = launcher.over
-        assert error == relay.VERSIONS and "speaks version 2 of its protocol, this one 3" in text
+        assert error == product.VERSIONS and "speaks version 2 of its protocol, this one 3" in text
         (keeper,) = machine.keepers()
         os.kill(keeper, signal.SIGTERM)
         machine.no_process()
 
 
 def test_32_open_files_are_enough(machine):
-    with Launcher(machine, command="ulimit -n 32; " + relay.bootstrap_command(), cable=True) as launcher:
+    with Launcher(machine, command="ulimit -n 32; " + product.bootstrap_command(), cable=True) as launcher:
         front_end, _ = launcher.launch(machine.kernel(), "callback")
         with front_end:
             launcher.cut()
@@ -952,7 +938,7 @@ def test_32_open_files_are_enough(machine):
 
 
 def test_too_few_open_files_are_told_and_hurt_no_other_kernel(machine):
-    with Launcher(machine, command="ulimit -n 40; " + relay.bootstrap_command()) as launcher:
+    with Launcher(machine, command="ulimit -n 40; " + product.bootstrap_command()) as launcher:
         launcher.call(lambda: launcher.near.linger(60))
         front_end, _ = launcher.launch(machine.kernel(), "callback")
         with front_end:
@@ -980,7 +966,7 @@ def test_full_disks_are_no_obstacle_to_coming_back(machine):
         "mount --bind /mnt {0}",
     ]
     lines += ["mount -t tmpfs -o nr_inodes=1 none /var/tmp", "mount -t tmpfs -o nr_inodes=1 none /dev/shm"]
-    lines = [line.format(machine.folder) for line in lines] + ["cd " + machine.folder, relay.bootstrap_command()]
+    lines = [line.format(machine.folder) for line in lines] + ["cd " + machine.folder, product.bootstrap_command()]
     command = "exec unshare -m --propagation private sh -c {}".format(quoted(" && ".join(lines)))
     with Launcher(machine, command=command, cable=True) as launcher:
         front_end, _ = launcher.launch(machine.kernel(), "compute")
@@ -1016,20 +1002,20 @@ def test_a_folder_that_is_not_private_is_not_used(tmp_path, monkeypatch):
     for name in ("open", "link", "good"):
         (tmp_path / name).mkdir()
         places.append(str(tmp_path / name))
-    monkeypatch.setattr(relay, "PLACES", places)
-    folders = relay.folders()
+    monkeypatch.setattr(product, "PLACES", places)
+    folders = product.folders()
     os.mkdir(folders[0], 0o755)
     os.symlink(str(tmp_path), folders[1])
-    (listener, outside), path = relay.listen_as("0123456789abcdef")
+    (listener, outside), path = product.listen_as("0123456789abcdef")
     outside.close()
     with listener:
         assert path.startswith(folders[2]) and private_mode(folders[2]) == 0o700
-        connection = relay.connect_to("0123456789abcdef")
+        connection = product.connect_to("0123456789abcdef")
         assert connection is not None
         connection.close()
         os.chmod(folders[2], 0o755)
-        assert relay.connect_to("0123456789abcdef") is None, "others could have put that there"
-    assert relay.connect_to("0123456789abcdef") is None
+        assert product.connect_to("0123456789abcdef") is None, "others could have put that there"
+    assert product.connect_to("0123456789abcdef") is None
 
 
 def private_mode(path):
@@ -1065,7 +1051,7 @@ def test_it_listens_on_the_loopback_only_and_leaves_four_ports_to_the_kernel(mac
 def test_a_block_is_passed_over_when_a_port_of_the_kernels_is_taken(monkeypatch):
     with socket.socket() as taken:
         while True:
-            base = relay.draw_block()
+            base = product.draw_block()
             try:
                 taken.bind(("127.0.0.1", base + 4))
                 break
@@ -1073,14 +1059,14 @@ def test_a_block_is_passed_over_when_a_port_of_the_kernels_is_taken(monkeypatch)
                 pass
         taken.listen(1)
         blocks = [base, base + 20]
-        monkeypatch.setattr(relay, "draw_block", lambda: blocks.pop(0))
-        listeners = relay.listen_in_block(2)
+        monkeypatch.setattr(product, "draw_block", lambda: blocks.pop(0))
+        listeners = product.listen_in_block(2)
         assert [each.getsockname()[1] for each in listeners] == [base + 20, base + 21]
         for each in listeners:
             each.close()
-        monkeypatch.setattr(relay, "draw_block", lambda: base)
+        monkeypatch.setattr(product, "draw_block", lambda: base)
         with pytest.raises(OSError, match="no block of ports is free"):
-            relay.listen_in_block(2)
+            product.listen_in_block(2)
 
 
 def test_a_session_that_has_nothing_to_tell_outlives_its_last_kernel_no_longer_when_it_is_cut_off(machine):

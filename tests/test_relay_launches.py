@@ -9,15 +9,14 @@ import sys
 import time
 
 import pytest
-import relays
 import rig
-from conftest import make_machine
-from launches import patched
-from relays import (
+from rig import relays
+from rig.desk import make_machine
+from rig.launches import patched
+from rig.relays import (
     QUICK,
     SERVER,
     Bulk,
-    alter,
     came_back,
     cut,
     forget,
@@ -165,7 +164,7 @@ SLOW = "touch ~/slow; while [ -e ~/slow ]; do sleep 0.05; done"
 def test_a_launch_that_fails_during_a_slow_login_starts_no_kernel_afterwards(
     desk, machine, start_up, argument, how
 ):
-    alter(desk, RELAY_SECONDS=0.5 if how == "gives up" else 60)
+    desk.alter(RELAY_SECONDS=0.5 if how == "gives up" else 60)
     start_up(SLOW)
     before, flag = machine.kernel_starts(), machine.path("home", "slow")
     end = desk.launch(machine, "callback", argument)
@@ -220,7 +219,7 @@ def test_a_start_up_file_that_is_in_the_way_is_named(desk, machine, start_up, cl
     ids=["the relay hears nothing", "the launcher gives up"],
 )
 def test_what_the_relay_says_that_leads_nowhere_ends_the_kernel(desk, machine, start_up, constant, words):
-    alter(desk, **{constant: 1.5})
+    desk.alter(**{constant: 1.5})
     start_up("exec > >(cat >/dev/null)")
     before = machine.kernel_starts()
     end = desk.launch(machine, "callback", "--relay")
@@ -234,7 +233,7 @@ def test_what_the_relay_says_that_leads_nowhere_ends_the_kernel(desk, machine, s
 
 def test_a_server_that_sends_back_what_it_is_sent_is_told_as_such(request, desk):
     own = make_machine(request, sshd_options=["ForceCommand cat"] + SERVER)
-    alter(desk, RELAY_SECONDS=0.5)
+    desk.alter(RELAY_SECONDS=0.5)
     end = desk.launch(own, "callback", "--relay")
     code, errors = end.wait(20)
     assert code == 255 and "the server runs something else (which sends back what it is sent" in errors
@@ -302,7 +301,7 @@ def test_check_cuts_its_connection_once_and_shows_that_it_is_back(desk, machine,
 
 
 def test_check_with_a_kernel_that_never_calls_back(desk, machine):
-    alter(desk, CALLBACK_SECONDS=1)
+    desk.alter(CALLBACK_SECONDS=1)
     kernel = machine.install_kernel("silent/10.1/MathKernel", "silent")
     done = run(desk, machine, "--check", "--relay", machine.destination, kernel)
     assert done.returncode == 255
@@ -335,7 +334,7 @@ def test_dry_run_prints_the_command_line_and_what_would_be_sent(desk, machine):
 
 @pytest.fixture
 def sharing(desk):
-    alter(desk, SHARE_SECONDS=0.7)
+    desk.alter(SHARE_SECONDS=0.7)
     return desk
 
 
@@ -441,7 +440,7 @@ def test_a_hub_that_is_killed_is_followed_by_another(sharing, machine):
 
 def test_a_hub_that_does_not_answer_is_passed_over(sharing, machine):
     desk = sharing
-    alter(desk, CONNECT_SECONDS=2)
+    desk.alter(CONNECT_SECONDS=2)
     first = stands(shared(desk, machine))
     (hub,) = launchers(desk)
     os.kill(hub, signal.SIGSTOP)
@@ -466,7 +465,7 @@ def test_a_hub_ends_after_its_last_kernel_and_another_can_follow(sharing, machin
 def test_launches_while_a_hub_ends_are_served(sharing, machine):
     """One after the other, at all moments of the end of the hub before."""
     desk = sharing
-    alter(desk, SHARE_SECONDS=0.05)
+    desk.alter(SHARE_SECONDS=0.05)
     for number in range(8):
         end = stands(shared(desk, machine))
         end.tell(b"!quit 0\n")
@@ -506,7 +505,7 @@ def test_a_controller_does_not_share(desk, machine):
 
 def test_a_launch_waits_for_a_lost_connection_but_not_for_ever(sharing, machine):
     desk = sharing
-    alter(desk, RELAY_SECONDS=4, **QUICK)
+    desk.alter(RELAY_SECONDS=4, **QUICK)
     first = stands(shared(desk, machine))
     cut(machine)
     logged(desk, "the connection is lost: ")
@@ -524,7 +523,7 @@ def test_a_launch_waits_for_a_lost_connection_but_not_for_ever(sharing, machine)
 
 def test_kernels_started_while_the_connection_is_lost_come_up_with_it(sharing, machine):
     desk = sharing
-    alter(desk, **QUICK)
+    desk.alter(**QUICK)
     first = stands(shared(desk, machine))
     cut(machine)
     logged(desk, "the connection is lost: ")

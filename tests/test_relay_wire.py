@@ -9,9 +9,8 @@ import struct
 import time
 
 import pytest
-
-import tunnel_relay as relay
-from tunnel_relay import (
+from rig import product
+from rig.product import (
     BODY,
     CONTROL,
     COST,
@@ -33,7 +32,7 @@ SEEDS = int(os.environ.get("RELAY_SEEDS") or (300 if SAMPLE else 1500))
 
 def frame(kind, channel=0, number=0, acknowledged=0, body=b""):
     """A frame as a side writes it, whatever it says."""
-    start = relay.head(kind, channel, number, acknowledged, len(body))
+    start = product.head(kind, channel, number, acknowledged, len(body))
     return start + body + (start[HEADER.size :] if body else b"")
 
 
@@ -215,7 +214,7 @@ def test_without_a_connection_a_quarter_mib_waits():
     wire = Wire("far")
     while wire.room:
         wire.send(DATA, 2, bytes(1000))
-    assert relay.QUEUE <= wire.kept < relay.QUEUE + 2000
+    assert product.QUEUE <= wire.kept < product.QUEUE + 2000
 
 
 def test_small_frames_are_bounded_as_well():
@@ -268,7 +267,7 @@ def test_every_flush_ends_with_a_newline():
         pair.near.send(DATA, 1, bytes(size))
         assert b"".join(pair.near.pull()).endswith(b"\n")
         pair.settle()
-    pair.near.want.add(relay.PING)
+    pair.near.want.add(product.PING)
     assert b"".join(pair.near.pull()).endswith(b"\n")
 
 
@@ -293,7 +292,7 @@ def test_a_program_that_passes_whole_lines_only_is_harmless():
 
 def read_hello(data, side="far", piece=None):
     """What a HelloReader makes of data that comes in pieces."""
-    reader = relay.HelloReader(side)
+    reader = product.HelloReader(side)
     noise, facts, rest = b"", None, b""
     for start in range(0, len(data), piece or len(data)):
         if facts is not None:
@@ -308,7 +307,7 @@ def read_hello(data, side="far", piece=None):
     "noise", [b"", b"Welcome!\n", b"Last login: now\nno newline", b"\n--tunnel-relay", b"\r\n\n\n"]
 )
 def test_what_a_login_prints_comes_before_the_hello_and_is_handed_out(noise):
-    data = noise + relay.hello("far", {"host": "h", "received": 3}) + b"rest"
+    data = noise + product.hello("far", {"host": "h", "received": 3}) + b"rest"
     for piece in (1, 2, 7, 19, None):
         got, facts, rest = read_hello(data, piece=piece)
         assert (got.strip(b"\n"), facts["host"], facts["received"]) == (noise.strip(b"\n"), "h", 3), piece
@@ -316,22 +315,22 @@ def test_what_a_login_prints_comes_before_the_hello_and_is_handed_out(noise):
 
 
 def test_what_a_login_prints_is_handed_out_while_it_prints():
-    reader = relay.HelloReader("far")
+    reader = product.HelloReader("far")
     assert reader.feed(b"Please wait...\nok")[0].strip() == b"Please wait...\nok"
 
 
 def test_an_echo_of_the_own_hello_is_no_hello():
-    assert read_hello(relay.hello("near", {}))[1] is None
+    assert read_hello(product.hello("near", {}))[1] is None
 
 
 def test_a_login_that_prints_without_end_is_given_up():
-    reader = relay.HelloReader("far")
+    reader = product.HelloReader("far")
     with pytest.raises(WireError, match="prints without end"):
         for _ in range(200):
             reader.feed(b"y\n" * 5000)
-    reader = relay.HelloReader("far")
+    reader = product.HelloReader("far")
     with pytest.raises(WireError, match="altered"):
-        reader.feed(relay.MARKS["far"])
+        reader.feed(product.MARKS["far"])
         for _ in range(200):
             reader.feed(b"y" * 5000)
     assert len(reader.data) < 30000
@@ -339,15 +338,15 @@ def test_a_login_that_prints_without_end_is_given_up():
 
 @pytest.mark.parametrize("value", range(256))
 def test_a_byte_that_is_changed_on_the_way_is_named(value):
-    data = relay.hello("far", {"host": "h"})
-    at = data.index(relay.ALL_BYTES)
+    data = product.hello("far", {"host": "h"})
+    at = data.index(product.ALL_BYTES)
     name = "0x{:02x}".format(value)
 
     def told(replacement):
         whole = data[: at + value] + replacement + data[at + value + 1 :]
         with pytest.raises(WireError) as raised:
             read_hello(whole)
-        assert raised.value.error == relay.ALTERED and "\n" not in raised.value.text
+        assert raised.value.error == product.ALTERED and "\n" not in raised.value.text
         return raised.value.text
 
     assert "{} does not come through".format(name) in told(b"")
@@ -356,16 +355,16 @@ def test_a_byte_that_is_changed_on_the_way_is_named(value):
 
 
 def test_a_terminal_in_between_is_recognized():
-    data = relay.hello("far", {"host": "h"})
+    data = product.hello("far", {"host": "h"})
     with pytest.raises(WireError, match="changes what passes: a byte 0x0d is put before 0x0a"):
         read_hello(data.replace(b"\n", b"\r\n"))
 
 
 def test_another_version_is_refused_with_both_named():
-    data = relay.hello("far", {}).replace(b'"version": 2', b'"version": 99')
+    data = product.hello("far", {}).replace(b'"version": 2', b'"version": 99')
     with pytest.raises(WireError, match=r"speaks version 99 of its protocol, this one 2") as raised:
         read_hello(data)
-    assert raised.value.error == relay.VERSIONS
+    assert raised.value.error == product.VERSIONS
 
 
 @pytest.mark.parametrize(
@@ -373,7 +372,7 @@ def test_another_version_is_refused_with_both_named():
 )
 def test_a_hello_that_makes_no_sense_is_refused(line):
     with pytest.raises(WireError):
-        read_hello(relay.MARKS["far"] + line + b"\n" + relay.ALL_BYTES + relay.END + b"\n")
+        read_hello(product.MARKS["far"] + line + b"\n" + product.ALL_BYTES + product.END + b"\n")
 
 
 @pytest.mark.parametrize("received", [3, 10**30])
@@ -382,7 +381,7 @@ def test_a_side_that_claims_to_have_what_was_never_sent_is_refused(received):
     wire.send(DATA, 1, b"x")
     wire.attach({})
     with pytest.raises(WireError, match="claims to have"):
-        wire.feed(relay.hello("far", {"received": received}))
+        wire.feed(product.hello("far", {"received": received}))
 
 
 def test_a_side_that_has_forgotten_what_it_acknowledged_is_refused():
@@ -392,7 +391,7 @@ def test_a_side_that_has_forgotten_what_it_acknowledged_is_refused():
     pair.settle()
     pair.near.attach({})
     with pytest.raises(WireError, match="claims to have 0"):
-        pair.near.feed(relay.hello("far", {"received": 0}))
+        pair.near.feed(product.hello("far", {"received": 0}))
 
 
 # -- hostile and corrupt input
@@ -439,7 +438,7 @@ def test_corrupt_input_raises_one_error_only_and_stays_in_bounds():
 
 
 def test_hostile_frames_raise_one_error_only(monkeypatch):
-    monkeypatch.setattr(relay, "sent_source", lambda: b"")
+    monkeypatch.setattr(product, "sent_source", lambda: b"")
     bodies = [b"", b"{}", b'{"kernel": 1}', b"[" * 5000, b"\0" * 4, b"\xff" * 4, b"\xff", os.urandom(100)]
     for told in ("ports", "started", "exit", "ended", "over", "note", None, []):
         for kernel in (1, 2, True, [], {}, None):
@@ -447,20 +446,20 @@ def test_hostile_frames_raise_one_error_only(monkeypatch):
                 bodies.append(json.dumps(dict(more, told=told, kernel=kernel)).encode())
     for seed in range(SEEDS):
         draw = random.Random(seed)
-        near = relay.Near(relay.PollLoop())
+        near = product.Near(product.PollLoop())
         near.wire.attach({}, fresh=True)
         near.start(["kernel"], 6)
         near.on_open = lambda kernel, listener, end: end.resume()
         near.on_note = near.on_over = lambda text, *_: text.encode("utf-8")
-        near.wire.feed(relay.hello("far", {"received": 0}))
+        near.wire.feed(product.hello("far", {"received": 0}))
         number = 0
         try:
             for _ in range(20):
                 number += 1
                 kind = draw.choice(b"odcfrjtapq")
                 body = draw.choice(bodies)
-                near.wire.feed(frame(kind, draw.randrange(6), number * (kind in relay.NUMBERED), 0, body))
-                number -= kind not in relay.NUMBERED
+                near.wire.feed(frame(kind, draw.randrange(6), number * (kind in product.NUMBERED), 0, body))
+                number -= kind not in product.NUMBERED
         except WireError as error:
             assert error.text and "\n" not in error.text
         assert len(near.channels.streams) < 30
@@ -472,13 +471,13 @@ IMPOSSIBLE = [
     frame(DATA, 1, 1, 0, bytes(BODY + 1)),
     frame(DATA, 1, 2),
     frame(DATA, 1, 0),
-    frame(relay.ACK, 0, 0, 1),
-    frame(relay.PING, 0, 0, 1 << 60),
+    frame(product.ACK, 0, 0, 1),
+    frame(product.PING, 0, 0, 1 << 60),
     frame(DATA, 1, 1, 0, b"x"),
-    frame(relay.OPEN, 4, 1, 0, b'{"kernel": 1}'),
-    frame(relay.OPEN, 2, 1, 0, b'{"kernel":"1"}'),
+    frame(product.OPEN, 4, 1, 0, b'{"kernel": 1}'),
+    frame(product.OPEN, 2, 1, 0, b'{"kernel":"1"}'),
     frame(CONTROL, 0, 1, 0, b"[]"),
-    relay.farewell("ab12"),
+    product.farewell("ab12"),
 ]
 
 
@@ -487,7 +486,7 @@ def test_a_frame_that_cannot_be_ends_the_connection(data):
     wire = Wire("near")
     Channels(wire, 1)
     wire.attach({}, fresh=True)
-    wire.feed(relay.hello("far", {}))
+    wire.feed(product.hello("far", {}))
     with pytest.raises(WireError):
         wire.feed(data)
 
@@ -496,7 +495,7 @@ def test_a_frame_that_cannot_be_ends_the_connection(data):
 def test_a_frame_that_is_missing_or_doubled_ends_the_connection(numbers):
     wire = Wire("near")
     wire.attach({}, fresh=True)
-    wire.feed(relay.hello("far", {}))
+    wire.feed(product.hello("far", {}))
     with pytest.raises(WireError, match="was due"):
         for number in numbers:
             wire.feed(frame(TEXT, 1, number, 0, b"x") + b"\n")
@@ -509,15 +508,15 @@ def test_a_side_takes_only_the_kinds_of_frames_that_the_other_may_send(side, kin
     other = "far" if side == "near" else "near"
     wire.on_frame = lambda *each: got.append(each)
     wire.on_noise = lambda data: got.append(data)
-    said = frame(kind, 1, 1 if kind in relay.NUMBERED else 0)
+    said = frame(kind, 1, 1 if kind in product.NUMBERED else 0)
     wire.attach({}, fresh=True)
     wire.feed(said)
     assert wire.received == 0 and all(isinstance(each, bytes) for each in got), "before the hello it is noise"
     del got[:]
-    wire.feed(relay.hello(other, {}))
-    if kind in relay.SENDS[other]:
+    wire.feed(product.hello(other, {}))
+    if kind in product.SENDS[other]:
         wire.feed(said)
-        assert wire.received == (kind in relay.NUMBERED)
+        assert wire.received == (kind in product.NUMBERED)
     else:
         assert kind == ord("g") or (other, kind) == ("near", TEXT)
         with pytest.raises(WireError, match="unknown kind"):
@@ -619,7 +618,7 @@ def test_a_side_that_has_slept_probes_and_gives_3_s(kind):
         else:
             pair.clock.pass_by(3600)
         assert wire.tick() is not None, "silence while asleep says nothing"
-        assert relay.PING in wire.want
+        assert product.PING in wire.want
         if answered:
             pair.write(wire)
             pair.read(pair.far)
@@ -788,7 +787,7 @@ def test_hundreds_of_channels_share_their_credit():
         sink.data.clear()
         fill(board, stream)
     held = sum(sink.end.held for _, sink in channels)
-    assert held <= relay.POOL * 2 and min(sink.end.held for _, sink in channels) >= BODY // 2
+    assert held <= product.POOL * 2 and min(sink.end.held for _, sink in channels) >= BODY // 2
 
 
 def test_more_than_its_credit_ends_the_connection():
@@ -909,7 +908,7 @@ def test_memory_of_one_end_with_every_buffer_full_stays_below_40_mb():
         board.pair.cut()
         for side in (board.near, board.far):
             for stream in side.streams.values():
-                stream.write(os.urandom(relay.READ))
+                stream.write(os.urandom(product.READ))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -924,7 +923,7 @@ class Bench:
     """A loop that turns until something is so."""
 
     def __init__(self):
-        self.loop = relay.PollLoop()
+        self.loop = product.PollLoop()
 
     def until(self, condition, seconds=10):
         late = []
@@ -938,13 +937,13 @@ class Bench:
 def pairs(loop):
     outer, inner = socket.socketpair()
     outer.setblocking(False)
-    return outer, relay.KernelSocket(loop, inner)
+    return outer, product.KernelSocket(loop, inner)
 
 
 def test_joined_sockets_pass_everything_on_with_half_closes():
     bench = Bench()
     (a, one), (b, other) = pairs(bench.loop), pairs(bench.loop)
-    relay.join(one, other)
+    product.join(one, other)
     data = os.urandom(3 << 20)
     left, got = memoryview(data), bytearray()
 
@@ -988,7 +987,7 @@ def test_joined_sockets_pass_everything_on_with_half_closes():
 def test_a_socket_that_takes_nothing_makes_its_source_wait():
     bench = Bench()
     (a, one), (b, other) = pairs(bench.loop), pairs(bench.loop)
-    relay.join(one, other)
+    product.join(one, other)
     sent = 0
     while True:
         try:
@@ -997,7 +996,7 @@ def test_a_socket_that_takes_nothing_makes_its_source_wait():
             if not one.reading:
                 break
             bench.loop.step()
-    assert sum(map(len, other.pending)) <= relay.READ
+    assert sum(map(len, other.pending)) <= product.READ
     got = 0
     while got < sent:
         try:
@@ -1015,7 +1014,7 @@ def test_what_came_before_a_reset_is_passed_on():
     listener.bind(("127.0.0.1", 0))
     listener.listen(1)
     client = socket.create_connection(listener.getsockname())
-    end = relay.KernelSocket(bench.loop, listener.accept()[0])
+    end = product.KernelSocket(bench.loop, listener.accept()[0])
     sink = Sink(end, reading=False)
     client.sendall(b"last words")
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 0, 0))
@@ -1035,7 +1034,7 @@ def test_small_writes_are_not_held_back():
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
         with socket.create_connection(listener.getsockname()) as connection:
-            relay.KernelSocket(relay.PollLoop(), connection)
+            product.KernelSocket(product.PollLoop(), connection)
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
@@ -1046,7 +1045,7 @@ def test_a_peer_that_writes_twice_does_not_wait_for_an_acknowledgement():
         listener.bind(("127.0.0.1", 0))
         listener.listen(1)
         with socket.create_connection(listener.getsockname()) as client:
-            end = relay.KernelSocket(bench.loop, listener.accept()[0])
+            end = product.KernelSocket(bench.loop, listener.accept()[0])
             sink = Sink(end)
             for number in range(1, 31):
                 begin = time.monotonic()
@@ -1087,7 +1086,7 @@ def test_a_connection_that_is_refused_is_told():
     connection.setblocking(False)
     connection.connect_ex(probe.getsockname())
     probe.close()
-    end = relay.KernelSocket(bench.loop, connection, connecting=True)
+    end = product.KernelSocket(bench.loop, connection, connecting=True)
     sink = Sink(end)
     end.write(b"x")
     bench.until(lambda: sink.closed)
@@ -1100,8 +1099,10 @@ def lines(bench, near, far, **options):
     ended = []
     near.attach({}, fresh=True)
     far.attach({})
-    one = relay.Line(bench.loop, near, to_near[0], to_far[1], lambda e: ended.append(("near", e.text)))
-    other = relay.Line(bench.loop, far, to_far[0], to_near[1], lambda e: ended.append(("far", e.text)), **options)
+    one = product.Line(bench.loop, near, to_near[0], to_far[1], lambda e: ended.append(("near", e.text)))
+    other = product.Line(
+        bench.loop, far, to_far[0], to_near[1], lambda e: ended.append(("far", e.text)), **options
+    )
     one.flush()
     other.flush()
     return one, other, to_far + to_near, ended
@@ -1131,7 +1132,7 @@ def test_a_line_carries_frames_over_pipes_and_acknowledges_within_half_a_second(
 
 
 def test_a_goodbye_is_understood_wherever_its_sender_has_died():
-    word = relay.farewell("ab12")
+    word = product.farewell("ab12")
     near = Wire("near")
     near.attach({}, fresh=True)
     for size in (0, 3, 200):
@@ -1144,7 +1145,7 @@ def test_a_goodbye_is_understood_wherever_its_sender_has_died():
         back = os.pipe()
         ended = []
         far.attach({})
-        line = relay.Line(bench.loop, far, reader, back[1], ended.append, word.strip())
+        line = product.Line(bench.loop, far, reader, back[1], ended.append, word.strip())
         os.write(writer, said[:position] + word[:7])
         bench.loop.step()
         os.write(writer, word[7:])
@@ -1156,13 +1157,13 @@ def test_a_goodbye_is_understood_wherever_its_sender_has_died():
 
 
 def test_a_goodbye_is_heard_though_nothing_can_be_written_any_more():
-    word = relay.farewell("ab12")
+    word = product.farewell("ab12")
     bench = Bench()
     far = Wire("far")
     to_far, back = os.pipe(), os.pipe()
     ended = []
     far.attach({})
-    line = relay.Line(bench.loop, far, to_far[0], back[1], ended.append, word.strip())
+    line = product.Line(bench.loop, far, to_far[0], back[1], ended.append, word.strip())
     os.close(back[0])
     line.flush()
     bench.loop.after(0, lambda: None)
@@ -1182,7 +1183,7 @@ def test_a_connection_that_takes_nothing_is_given_up_though_it_stays_open():
     to_far, back = os.pipe(), os.pipe()
     ended = []
     far.attach({})
-    relay.Line(bench.loop, far, to_far[0], back[1], ended.append).flush()
+    product.Line(bench.loop, far, to_far[0], back[1], ended.append).flush()
     far.send(TEXT, 1, b"x")
     os.close(back[0])
     far.ready = True
@@ -1194,15 +1195,15 @@ def test_a_connection_that_takes_nothing_is_given_up_though_it_stays_open():
 
 
 def test_a_goodbye_ends_a_connection_that_stays_open():
-    word = relay.farewell("ab12")
+    word = product.farewell("ab12")
     for cut in range(1, len(word)):
         bench = Bench()
         far = Wire("far")
         to_far, back = os.pipe(), os.pipe()
         ended = []
         far.attach({})
-        line = relay.Line(bench.loop, far, to_far[0], back[1], ended.append, word.strip())
-        os.write(to_far[1], relay.hello("near", {}) + word[:cut])
+        line = product.Line(bench.loop, far, to_far[0], back[1], ended.append, word.strip())
+        os.write(to_far[1], product.hello("near", {}) + word[:cut])
         bench.loop.step()
         os.write(to_far[1], word[cut:])
         bench.until(lambda ended=ended: ended, 1)
@@ -1218,8 +1219,8 @@ def test_an_end_without_a_goodbye_is_none():
     back = os.pipe()
     ended = []
     far.attach({})
-    line = relay.Line(bench.loop, far, reader, back[1], ended.append, relay.farewell("ab12").strip())
-    os.write(writer, relay.hello("near", {}) + relay.farewell("cd34"))
+    line = product.Line(bench.loop, far, reader, back[1], ended.append, product.farewell("ab12").strip())
+    os.write(writer, product.hello("near", {}) + product.farewell("cd34"))
     os.close(writer)
     bench.until(lambda: ended)
     assert not line.said_goodbye

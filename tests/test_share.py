@@ -6,14 +6,13 @@ import time
 
 import pytest
 import rig
-from launches import (
+from rig.launches import (
     ends_with,
     launched,
     log_of,
     masters,
     nothing_else,
     server_of,
-    set_times,
     share_by_hand,
     sharing_ssh,
 )
@@ -229,7 +228,7 @@ def test_a_server_that_takes_its_time_after_a_login_is_logged_in_to_once(desk, o
     os.mkfifo(back)
     text = '#!/bin/sh\n{} "$@"; code=$?\ncase " $* " in *" -N "*) echo >{}; read -r _ <{};; esac\nexit $code\n'
     wrapper = machine.write("ssh-slow", text.format(machine.ssh, there, back), 0o755)
-    set_times(desk, HUNG_SECONDS=0.5)
+    desk.alter(HUNG_SECONDS=0.5)
     before = machine.attempts()
     end = shared(desk, machine, env={"TUNNEL_SSH": wrapper})
     with open(there) as stream:
@@ -401,7 +400,7 @@ def test_a_launcher_that_is_ended_leaves_no_forward_on_a_shared_connection(desk,
 
 @pytest.mark.parametrize("hangs", ["process", "network"])
 def test_a_users_connection_that_hangs_is_passed_over(desk, own_machine, tmp_path, hangs):
-    set_times(desk, CONNECT_SECONDS=2, SHARED_SECONDS=1)
+    desk.alter(CONNECT_SECONDS=2, SHARED_SECONDS=1)
     wrapper = share_by_hand(own_machine, tmp_path)
     (master,) = [pid for pid in rig.processes_with(own_machine.folder) if "-M" in rig.command_line(pid)]
     try:
@@ -437,7 +436,7 @@ def test_where_a_login_needs_a_person_their_connection_is_shared(desk, machine, 
 
 def test_a_kernel_that_ends_with_255_has_not_lost_its_connection(desk, machine):
     kernel = machine.install_kernel("all/10.1/MathKernel", "exit=255")
-    set_times(desk, VERIFY_SECONDS=5)  # else it may come after the launcher's return
+    desk.alter(VERIFY_SECONDS=5)  # else it may come after the launcher's return
     end = shared(desk, machine, kernel=kernel)
     ends_with(desk, end, 255, "ended before it called back, with exit code 255")
 

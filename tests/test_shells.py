@@ -4,7 +4,7 @@ import os
 
 import pytest
 import rig
-from launches import FAKED, ends_with, log_of, parent, server_of, set_times, works
+from rig.launches import FAKED, ends_with, log_of, parent, server_of, works
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 
@@ -65,7 +65,7 @@ def test_a_login_shell_gets_the_path_as_it_was_given(desk, machine, shells, shel
 @pytest.mark.parametrize("shell", list(RC_FILES))
 def test_a_missing_kernel_is_told_as_such_whatever_the_shell_and_the_folder(desk, machine, shells, shell):
     shells(shell)
-    set_times(desk, VERIFY_SECONDS=5)
+    desk.alter(VERIFY_SECONDS=5)
     for share in ((), ("--share",)):
         for path in ("/opt/licensed/10.1/MathKernel", "/opt/license server/activate/10.1/MathKernel"):
             end = desk.launch(machine, "compute", *share, kernel=path)

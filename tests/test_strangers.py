@@ -7,12 +7,10 @@ import subprocess
 import sys
 
 import pytest
-import relays
 import rig
-from launches import log_of
-from relays import came_back
-
-import tunnel
+from rig import product, relays
+from rig.launches import log_of
+from rig.relays import came_back
 
 machine, desk = relays.machine, relays.desk
 
@@ -44,8 +42,8 @@ def step_until(loop, condition):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to be another user")
 def test_another_user_of_the_front_ends_machine_is_turned_away_and_the_kernel_let_in():
-    loop, log, came = tunnel.Loop(), Lines(), []
-    way = tunnel.Forwards(loop, log, 1)
+    loop, log, came = product.Loop(), Lines(), []
+    way = product.Forwards(loop, log, 1)
 
     class Board:
         @staticmethod
@@ -77,15 +75,15 @@ def test_who_connects_is_known_for_both_families_and_only_on_this_machine():
                 near, _ = listener.accept()
                 with near:
                     known = os.path.exists("/proc/net/tcp")
-                    assert tunnel.peer_user(near) == (os.getuid() if known else None)
+                    assert product.peer_user(near) == (os.getuid() if known else None)
                     far.close()
-                    assert tunnel.peer_user(near) == (-1 if known else None)
+                    assert product.peer_user(near) == (-1 if known else None)
 
 
 @pytest.mark.parametrize("role, more", [("callback", ()), ("compute", ()), ("compute", ("--share",))])
 def test_a_front_end_that_goes_while_a_relays_kernel_boots_takes_it_along(desk, machine, role, more):
     kernel = machine.install_kernel("never/14.1/WolframKernel", "silent")
-    relays.alter(desk, SHARE_SECONDS=0.1)
+    product.alter(desk.folder, SHARE_SECONDS=0.1)
     end = desk.launch(machine, role, "--relay", *more, kernel=kernel)
     desk.wait_until(end, lambda: machine.kernels(), what="the kernel")
     end.close_listeners()

@@ -13,16 +13,13 @@ import struct
 import threading
 import time
 
-import frontend
 import pytest
 import rig
-import standin_kernel as wire
+from rig import frontend, product
+from rig import standin_kernel as wire
+from rig.product import LOOPBACK, LinkName, NameReplacer
 
-import tunnel
-from tunnel import LOOPBACK, LinkName, NameReplacer
-
-HERE = os.path.dirname(os.path.abspath(__file__))
-SESSIONS = json.load(open(os.path.join(HERE, "data", "transcripts.json")))
+SESSIONS = json.load(open(os.path.join(rig.TESTS, "data", "transcripts.json")))
 CALLBACKS = [session for session in SESSIONS if session["mode"] == "callback"]
 PAIRS = [(53999, 54000), (54001, 54002)]
 
@@ -31,7 +28,7 @@ class Board:
     """What a main data channel does with names: those of the switchboard, around a replacer."""
 
     def __init__(self, pairs=PAIRS, main=()):
-        self.names = tunnel.Names(main, pairs)
+        self.names = product.Names(main, pairs)
         self.replacer = NameReplacer(self.names.replace)
 
     @property
@@ -166,7 +163,7 @@ def name_of_length(length, ports=(32817, 35625)):
 
 
 def told_for(name, pair=PAIRS[0]):
-    told = tunnel.rewritten(name.decode(), pair)
+    told = product.rewritten(name.decode(), pair)
     return name if told is None else told.encode()
 
 
@@ -315,8 +312,8 @@ def test_a_name_whose_length_is_told_is_one_whatever_follows():
     ],
 )
 def test_the_length_that_stands_before_a_string(data, position, length):
-    assert tunnel.length_before(data, position) == length
-    assert tunnel.length_before(data + b"1@a,2@b", position) == length
+    assert product.length_before(data, position) == length
+    assert product.length_before(data + b"1@a,2@b", position) == length
 
 
 NAME = re.compile(rb"\d{1,5}@[0-9A-Za-z.:_%-]{1,255},\d{1,5}@[0-9A-Za-z.:_%-]{1,255}")
@@ -475,7 +472,7 @@ def test_names_among_random_strings_are_all_found():
     ],
 )
 def test_what_is_told_for_a_name_is_as_long_and_leads_to_the_loopback(name, told):
-    names = tunnel.Names((), PAIRS)
+    names = product.Names((), PAIRS)
     assert names.replace(name) == told
     assert names.short == ([] if told else [name])
     if told:
@@ -485,7 +482,7 @@ def test_what_is_told_for_a_name_is_as_long_and_leads_to_the_loopback(name, told
 
 
 def test_each_name_gets_a_pair_of_its_own_until_there_is_none():
-    names = tunnel.Names(("11111@127.0.0.1,22222@127.0.0.1", "20000@127.0.0.1,20001@127.0.0.1"), PAIRS)
+    names = product.Names(("11111@127.0.0.1,22222@127.0.0.1", "20000@127.0.0.1,20001@127.0.0.1"), PAIRS)
     texts = ["{}@127.0.0.1,{}@127.0.0.1".format(30000 + n, 30100 + n) for n in range(3)]
     assert [names.target(position) for position in range(4)] == [None] * 4
     assert names.replace("11111@127.0.0.1,22222@127.0.0.1") is None  # the main link's own, on either side
@@ -508,11 +505,11 @@ def test_each_name_gets_a_pair_of_its_own_until_there_is_none():
     assert names.target(2) == ("127.0.0.1", 30001)
     assert names.target(3) == ("127.0.0.1", 30101)
     assert names.target(4) is None
-    assert tunnel.Names((), []).finished
+    assert product.Names((), []).finished
 
 
 def test_a_name_of_two_hosts_leads_to_each():
-    names = tunnel.Names((), PAIRS)
+    names = product.Names((), PAIRS)
     names.replace("32817@one.example,35625@other.example")
     assert [names.target(position) for position in (0, 1)] == [("one.example", 32817), ("other.example", 35625)]
 
@@ -614,7 +611,7 @@ class Running:
     """A loop in a thread."""
 
     def __init__(self):
-        self.loop, self.stopped, self.jobs, self.failure = tunnel.Loop(), False, [], None
+        self.loop, self.stopped, self.jobs, self.failure = product.Loop(), False, [], None
         self.wake, self.woken = socket.socketpair()
         self.loop.readers[self.woken] = self.work
         self.thread = threading.Thread(target=self.run, daemon=True)
@@ -665,9 +662,9 @@ class Alone(Running):
         if small_buffers:
             self.listeners[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         self.link = link or LinkName.parse(frontend.name_of(self.listeners, host))
-        self.way = tunnel.Forwards(self.loop, self.log, 6, 4)
+        self.way = product.Forwards(self.loop, self.log, 6, 4)
         told = "20000@127.0.0.1,20001@127.0.0.1"
-        self.board = tunnel.Switchboard(self.loop, self.log, self.link, told, PAIRS, self.way)
+        self.board = product.Switchboard(self.loop, self.log, self.link, told, PAIRS, self.way)
         self.board.on_connected = lambda: self.heard.append("connected")
         self.board.on_lost = lambda: self.heard.append("lost")
         self.ports, self.inward_pairs = self.way.ports, self.way.inward_pairs
@@ -713,7 +710,7 @@ class Alone(Running):
             except BlockingIOError:
                 time.sleep(0.01)
         self.kernel.settimeout(10)
-        return sent, sent - tunnel.unsent(self.kernel)
+        return sent, sent - product.unsent(self.kernel)
 
     def received(self):
         """How many bytes the front end gets to its channel's end."""
@@ -758,7 +755,7 @@ def test_the_greeting_goes_on_at_once():
                 assert wire.read_until(alone.kernel, data) == data
                 alone.kernel.sendall(data)
                 assert wire.read_until(alone.front_end, data) == data
-        assert time.monotonic() - begin < 5 * tunnel.HOLD_SECONDS
+        assert time.monotonic() - begin < 5 * product.HOLD_SECONDS
 
 
 @pytest.mark.parametrize("sender", ["kernel", "front end"])
@@ -768,7 +765,7 @@ def test_what_is_held_goes_on_soon_when_nothing_follows(sender):
         begin = time.monotonic()
         here.sendall(b'"1234')
         assert wire.read_until(there, b"1234") == b'"1234'
-        assert tunnel.HOLD_SECONDS / 2 < time.monotonic() - begin < 10 * tunnel.HOLD_SECONDS
+        assert product.HOLD_SECONDS / 2 < time.monotonic() - begin < 10 * product.HOLD_SECONDS
         here.sendall(b"5@")
         assert wire.read_until(there, b"@") == b"5@"
         here.sendall(b'"1234')
@@ -792,7 +789,7 @@ def test_a_slow_name_is_found_all_the_same():
         _, name = alone.listen()
         text = marked(name)
         alone.front_end.sendall(text[:12])
-        time.sleep(2 * tunnel.HOLD_SECONDS)
+        time.sleep(2 * product.HOLD_SECONDS)
         alone.front_end.sendall(text[12:])
         assert wire.read_until(alone.kernel, b"\n") == marked(told_for(name))
 
@@ -936,7 +933,7 @@ def test_the_name_of_the_main_link_itself_is_left_alone():
 
 
 def test_after_a_while_nothing_is_looked_for_any_more(monkeypatch):
-    monkeypatch.setattr(tunnel, "NAMES_SECONDS", 0.2)
+    monkeypatch.setattr(product, "NAMES_SECONDS", 0.2)
     with Alone() as alone:
         alone.front_end.sendall(b'"1234')
         time.sleep(0.5)
@@ -1070,23 +1067,23 @@ def test_it_is_known_when_the_front_end_has_all():
 
 
 def test_no_port_is_taken_that_the_client_is_going_to_listen_on(monkeypatch):
-    drawn = [tunnel.listen() for _ in range(3)]
+    drawn = [product.listen() for _ in range(3)]
     first, *others = [listener.getsockname()[1] for listener in drawn]
     draw = iter(drawn)
-    monkeypatch.setattr(tunnel, "listen", lambda: next(draw))
-    way = tunnel.Forwards(tunnel.Loop(), None, 1, 1, avoid=(first,))
+    monkeypatch.setattr(product, "listen", lambda: next(draw))
+    way = product.Forwards(product.Loop(), None, 1, 1, avoid=(first,))
     assert way.ports == others[:1] and way.front_end_side[0].getsockname()[1] == others[1]
     assert drawn[0].fileno() < 0
     way.close()
 
 
 def delivery(alone, calls):
-    return alone.do(lambda: tunnel.Delivery(alone.loop, alone.board, lambda: calls.append(time.monotonic())))
+    return alone.do(lambda: product.Delivery(alone.loop, alone.board, lambda: calls.append(time.monotonic())))
 
 
 def test_a_delivery_ends_when_the_front_end_has_all_and_not_before(monkeypatch):
-    monkeypatch.setattr(tunnel, "STALL_SECONDS", 20)
-    monkeypatch.setattr(tunnel, "QUIET_SECONDS", 20)
+    monkeypatch.setattr(product, "STALL_SECONDS", 20)
+    monkeypatch.setattr(product, "QUIET_SECONDS", 20)
     with Alone(small_buffers=True) as alone:
         calls = []
         sent, _ = alone.fill()
@@ -1105,8 +1102,8 @@ def test_a_delivery_ends_when_the_front_end_has_all_and_not_before(monkeypatch):
 @pytest.mark.parametrize("under_way", [True, False])
 def test_a_delivery_that_does_not_move_ends_too(under_way, monkeypatch):
     """Sooner where nothing is left to deliver, though somebody still holds the kernel's connection."""
-    monkeypatch.setattr(tunnel, "STALL_SECONDS", 1.5)
-    monkeypatch.setattr(tunnel, "QUIET_SECONDS", 0.4)
+    monkeypatch.setattr(product, "STALL_SECONDS", 1.5)
+    monkeypatch.setattr(product, "QUIET_SECONDS", 0.4)
     with Alone(small_buffers=True) as alone:
         calls = []
         if under_way:
@@ -1120,7 +1117,7 @@ def test_a_delivery_that_does_not_move_ends_too(under_way, monkeypatch):
 
 
 def test_a_delivery_waits_as_long_as_the_front_end_goes_on_taking(monkeypatch):
-    monkeypatch.setattr(tunnel, "STALL_SECONDS", 1.2)
+    monkeypatch.setattr(product, "STALL_SECONDS", 1.2)
     with Alone(small_buffers=True) as alone:
         calls = []
         sent, _ = alone.fill()
@@ -1137,7 +1134,7 @@ def test_a_delivery_waits_as_long_as_the_front_end_goes_on_taking(monkeypatch):
 
 
 def test_a_delivery_can_be_stopped(monkeypatch):
-    monkeypatch.setattr(tunnel, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(product, "QUIET_SECONDS", 0.2)
     with Alone() as alone:
         calls = []
         one = delivery(alone, calls)
@@ -1168,7 +1165,7 @@ class FakeBoard:
     kernel_over = False
 
     def __init__(self):
-        self.loop, self.heard = tunnel.Loop(), []
+        self.loop, self.heard = product.Loop(), []
 
     def on_moved(self):
         pass
@@ -1180,7 +1177,7 @@ class FakeBoard:
 def joined():
     """A channel between two ends that are none; they have been told to read."""
     board, kernel, front_end = FakeBoard(), FakeEnd(), FakeEnd()
-    channel = tunnel.Channel(board, kernel, front_end)
+    channel = product.Channel(board, kernel, front_end)
     assert (kernel.calls, front_end.calls) == (["resume"], ["resume"])
     del kernel.calls[:], front_end.calls[:]
     return board, channel, kernel, front_end
@@ -1243,12 +1240,12 @@ def test_what_the_front_end_says_after_its_kernels_end_goes_nowhere():
 
 def socket_end():
     """An end in a loop of its own, and its peer."""
-    loop = tunnel.Loop()
+    loop = product.Loop()
     here, there = socket.socketpair()
     here.setblocking(False)
     here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     there.settimeout(5)
-    return loop, tunnel.SocketEnd(loop, here), there
+    return loop, product.SocketEnd(loop, here), there
 
 
 def test_an_end_that_is_finished_sends_what_waits_before_it_closes():
@@ -1340,8 +1337,8 @@ def test_small_packets_wait_for_nothing():
 
 def dialled(host, port, seconds=5, patience=10):
     """What ``dial`` calls back with, in a loop of its own."""
-    loop, calls = tunnel.Loop(), []
-    tunnel.dial(loop, host, port, lambda *found: calls.append(found), seconds)
+    loop, calls = product.Loop(), []
+    product.dial(loop, host, port, lambda *found: calls.append(found), seconds)
     end = time.monotonic() + patience
     while not calls and time.monotonic() < end:
         loop.after(0.05, lambda: None)
@@ -1433,11 +1430,11 @@ def test_an_address_of_which_this_machine_knows_nothing_is_passed_over(monkeypat
     import _socket
 
     odd, good = (9999, ("x", 1)), (_socket.AF_INET, listener.getsockname())
-    monkeypatch.setattr(tunnel, "resolve", lambda loop, host, port, done: done([odd, good], None))
+    monkeypatch.setattr(product, "resolve", lambda loop, host, port, done: done([odd, good], None))
     connection, reason = dialled("any", 1)
     assert reason is None
     connection.close()
-    monkeypatch.setattr(tunnel, "resolve", lambda loop, host, port, done: done([odd], None))
+    monkeypatch.setattr(product, "resolve", lambda loop, host, port, done: done([odd], None))
     assert dialled("any", 1) == (None, os.strerror(errno.EAFNOSUPPORT))
 
 
@@ -1452,8 +1449,8 @@ def test_a_name_server_that_takes_its_time_stops_nothing(monkeypatch, listener):
         return asked(LOOPBACK if not flags else host, port, family, kind, protocol, flags)
 
     monkeypatch.setattr(_socket, "getaddrinfo", slow)
-    loop, calls, begin = tunnel.Loop(), [], time.monotonic()
-    tunnel.dial(loop, "somewhere.example", listener.getsockname()[1], lambda *found: calls.append(found))
+    loop, calls, begin = product.Loop(), [], time.monotonic()
+    product.dial(loop, "somewhere.example", listener.getsockname()[1], lambda *found: calls.append(found))
     assert time.monotonic() - begin < 0.3
     turns = 0
     while not calls:
@@ -1492,7 +1489,7 @@ class Far:
         if behaviour == "greets":
             connection.sendall(b"220 host ready\r\n")
         if behaviour == "late":
-            time.sleep(tunnel.Probe.PATIENCE / 2)
+            time.sleep(product.Probe.PATIENCE / 2)
         if behaviour in ("cut", "late"):
             connection.close()
         else:
@@ -1516,11 +1513,11 @@ class Far:
     ],
 )
 def test_ports_that_somebody_holds_already(behaviours, held, monkeypatch):
-    monkeypatch.setattr(tunnel.Probe, "PATIENCE", 1.0 if "late" in behaviours else 0.5)
+    monkeypatch.setattr(product.Probe, "PATIENCE", 1.0 if "late" in behaviours else 0.5)
     far, calls = Far(*behaviours), []
-    loop = tunnel.Loop()
-    probe = tunnel.Probe(loop, far.ports, calls.append)
-    end = time.monotonic() + tunnel.Probe.PATIENCE + 0.5
+    loop = product.Loop()
+    probe = product.Probe(loop, far.ports, calls.append)
+    end = time.monotonic() + product.Probe.PATIENCE + 0.5
     while time.monotonic() < end and not calls:
         loop.after(0.02, lambda: None)
         loop.step()
@@ -1539,9 +1536,9 @@ def test_ports_that_somebody_holds_already(behaviours, held, monkeypatch):
 
 
 def test_a_probe_that_is_cancelled_leaves_nothing_behind(monkeypatch):
-    monkeypatch.setattr(tunnel.Probe, "PATIENCE", 20)
-    far, loop = Far("cut", "cut", "cut", "waits"), tunnel.Loop()
-    probe = tunnel.Probe(loop, far.ports, None)
+    monkeypatch.setattr(product.Probe, "PATIENCE", 20)
+    far, loop = Far("cut", "cut", "cut", "waits"), product.Loop()
+    probe = product.Probe(loop, far.ports, None)
     end = time.monotonic() + 0.5
     while time.monotonic() < end:
         loop.after(0.02, lambda: None)
@@ -1554,11 +1551,11 @@ def test_a_probe_that_is_cancelled_leaves_nothing_behind(monkeypatch):
 
 
 def test_a_probe_that_is_cancelled_finds_nothing(monkeypatch):
-    monkeypatch.setattr(tunnel.Probe, "PATIENCE", 0.2)
-    far, calls, loop = Far("cut", "waits"), [], tunnel.Loop()
-    probe = tunnel.Probe(loop, far.ports, calls.append)
+    monkeypatch.setattr(product.Probe, "PATIENCE", 0.2)
+    far, calls, loop = Far("cut", "waits"), [], product.Loop()
+    probe = product.Probe(loop, far.ports, calls.append)
     probe.cancel()
-    end = time.monotonic() + tunnel.Probe.PATIENCE + 0.5
+    end = time.monotonic() + product.Probe.PATIENCE + 0.5
     while time.monotonic() < end:
         loop.after(0.02, lambda: None)
         loop.step()
@@ -1572,7 +1569,7 @@ def test_a_probe_that_is_cancelled_finds_nothing(monkeypatch):
 
 
 def test_timers_go_off_in_time_in_order_and_not_when_cancelled():
-    loop, calls = tunnel.Loop(), []
+    loop, calls = product.Loop(), []
     for seconds, name in ((0.2, "last"), (0.05, "first"), (0.1, "never"), (0.1, "second")):
         timer = loop.after(seconds, lambda name=name: calls.append((name, time.monotonic())))
         if name == "never":
@@ -1588,7 +1585,7 @@ def test_timers_go_off_in_time_in_order_and_not_when_cancelled():
 
 
 def test_a_timer_that_another_one_cancels_does_not_go_off():
-    loop, calls = tunnel.Loop(), []
+    loop, calls = product.Loop(), []
     loop.after(0, lambda: loop.cancel(second))
     second = loop.after(0, lambda: calls.append("second"))
     time.sleep(0.01)
@@ -1598,7 +1595,7 @@ def test_a_timer_that_another_one_cancels_does_not_go_off():
 
 def test_who_is_no_longer_waited_for_is_not_called():
     """Of two that are ready at the same moment the first may close the second."""
-    loop, calls = tunnel.Loop(), []
+    loop, calls = product.Loop(), []
     (one, far_one), (other, far_other) = socket.socketpair(), socket.socketpair()
     far_one.send(b"x")
     far_other.send(b"x")

@@ -15,9 +15,9 @@ import sys
 import time
 
 import pytest
-
-import tunnel
-from tunnel import ANSWERED, LOGGED_IN, SILENT, STARTED, Facts, Form, OpenSSH, Plan, Plink, Settings
+import rig
+from rig import product
+from rig.product import ANSWERED, LOGGED_IN, SILENT, STARTED, Facts, Form, OpenSSH, Plan, Plink, Settings
 
 LINK = "53994@127.0.0.1,39359@127.0.0.1"
 KERNEL = "/usr/local/Wolfram/Wolfram/14.1/Executables/WolframKernel"
@@ -25,8 +25,8 @@ STAGES = (SILENT, ANSWERED, LOGGED_IN, STARTED)
 BEFORE_LOGIN, BEFORE_START, ALWAYS = (SILENT, ANSWERED), (SILENT, ANSWERED, LOGGED_IN), STAGES
 
 
-def request(*argv, role=tunnel.CONTROLLER):
-    return tunnel.parse_arguments(role, list(argv) or ["john@host", KERNEL, LINK])
+def request(*argv, role=product.CONTROLLER):
+    return product.parse_arguments(role, list(argv) or ["john@host", KERNEL, LINK])
 
 
 def settings(**others):
@@ -422,10 +422,10 @@ def test_forms(text, line, words):
 
 def test_the_first_form_of_the_stage_counts():
     forms = (Form("a*", "late", (STARTED,)), Form("a*", "first"), Form("*", "second"))
-    assert tunnel.event_in(forms, "ab", STARTED) == ("late", ["b"])
-    assert tunnel.event_in(forms, "ab", SILENT) == ("first", ["b"])
-    assert tunnel.event_in(forms, "b", SILENT) == ("second", ["b"])
-    assert tunnel.event_in(forms[:2], "b", SILENT) is None
+    assert product.event_in(forms, "ab", STARTED) == ("late", ["b"])
+    assert product.event_in(forms, "ab", SILENT) == ("first", ["b"])
+    assert product.event_in(forms, "b", SILENT) == ("second", ["b"])
+    assert product.event_in(forms[:2], "b", SILENT) is None
 
 
 @pytest.mark.parametrize(
@@ -447,7 +447,7 @@ def test_the_first_form_of_the_stage_counts():
     ],
 )
 def test_versions_of_openssh(text, version):
-    assert tunnel.version_of_openssh(text) == version
+    assert product.version_of_openssh(text) == version
 
 
 # ---------------------------------------------------------------------------------- facts and obstacles
@@ -465,7 +465,7 @@ def facts_of(*lines, dialect=OpenSSH, given=None, of=None):
     for line in lines:
         event = dialect.read(line, facts.stage)
         if event:
-            tunnel.note(facts, given, of, event[0], event[1], line)
+            product.note(facts, given, of, event[0], event[1], line)
     return facts
 
 
@@ -490,8 +490,8 @@ def test_a_try_goes_through_its_stages_and_never_back(dialect, lines):
     assert stages == sorted(stages)
     assert set(stages) == set(STAGES)
     facts = facts_of(*(lines + lines), dialect=dialect)
-    for event in tunnel.STAGE_AFTER:
-        tunnel.note(facts, settings(), plan(), event, [""], "line")
+    for event in product.STAGE_AFTER:
+        product.note(facts, settings(), plan(), event, [""], "line")
         assert facts.stage == STARTED
 
 
@@ -705,12 +705,12 @@ def test_a_foreign_forward_on_the_users_shared_connection_is_no_port_of_ours():
 
 
 def test_of_several_obstacles_the_most_certain_counts_whatever_comes_first():
-    assert tunnel.OBSTACLES[0] == "refused"
-    for one, other in itertools.permutations(tunnel.OBSTACLES, 2):
+    assert product.OBSTACLES[0] == "refused"
+    for one, other in itertools.permutations(product.OBSTACLES, 2):
         facts = Facts()
         facts.meet(one, "line of " + one)
         facts.meet(other, "line of " + other)
-        first = min(one, other, key=tunnel.OBSTACLES.index)
+        first = min(one, other, key=product.OBSTACLES.index)
         assert (facts.obstacle, facts.evidence) == (first, "line of " + first)
     facts = Facts()
     facts.meet("port", "first")
@@ -728,7 +728,7 @@ def test_ports_over_there_that_nobody_may_reach_matter_where_kernels_listen():
 def test_a_compute_kernel_needs_no_port_over_there():
     """A forward of the configuration may be used for places that the server prohibits."""
     line = "channel 6: open failed: administratively prohibited: open failed"
-    of = Plan(request(role=tunnel.COMPUTE), settings(), (1, 2))
+    of = Plan(request(role=product.COMPUTE), settings(), (1, 2))
     assert facts_of(*(SESSION + [line]), of=of).obstacle is None
 
 
@@ -740,7 +740,7 @@ def test_once_the_kernel_has_connected_nothing_is_in_its_way():
             facts.stage, facts.connected = STARTED, True
             found = dialect.read(line, STARTED)
             if found:
-                tunnel.note(facts, given, classic_plan(), found[0], found[1], line)
+                product.note(facts, given, classic_plan(), found[0], found[1], line)
             assert facts.obstacle is None, line
 
 
@@ -750,13 +750,13 @@ def test_each_obstacle_is_met_by_some_line_and_each_rule_is_for_one():
         facts = Facts()
         facts.stage = stages[0]
         event = dialect.read(line, facts.stage) or ("", [])
-        tunnel.note(facts, settings(share="/x"), classic_plan(), event[0], event[1], line)
+        product.note(facts, settings(share="/x"), classic_plan(), event[0], event[1], line)
         met.add(facts.obstacle)
-    assert set(tunnel.OBSTACLES) <= met
-    assert set(tunnel.RULES) <= set(tunnel.OBSTACLES)
-    assert set(tunnel.EXPLAINED) <= set(tunnel.OBSTACLES) | {"no answer", "no login", "front end gone", "half"}
-    assert set(tunnel.ENDS_ITSELF) <= set(tunnel.OBSTACLES)
-    assert set(tunnel.STAGE_AFTER) <= {form.event for form in OpenSSH.forms + Plink.forms}
+    assert set(product.OBSTACLES) <= met
+    assert set(product.RULES) <= set(product.OBSTACLES)
+    assert set(product.EXPLAINED) <= set(product.OBSTACLES) | {"no answer", "no login", "front end gone", "half"}
+    assert set(product.ENDS_ITSELF) <= set(product.OBSTACLES)
+    assert set(product.STAGE_AFTER) <= {form.event for form in OpenSSH.forms + Plink.forms}
 
 
 @pytest.mark.parametrize("dialect", [OpenSSH, Plink])
@@ -776,8 +776,8 @@ def test_no_text_of_a_server_brings_the_launcher_down(dialect):
             facts.stage = draw.choice(STAGES)
             event = dialect.read(line, facts.stage, aside=draw.random() < 0.1)
             if event:
-                tunnel.note(facts, given, of, event[0], event[1], line)
-        assert facts.obstacle in (None,) + tunnel.OBSTACLES, number
+                product.note(facts, given, of, event[0], event[1], line)
+        assert facts.obstacle in (None,) + product.OBSTACLES, number
         assert facts.status is None or 0 <= facts.status <= 99999
 
 
@@ -843,7 +843,7 @@ def changes(before, after):
 )
 def test_what_follows_an_obstacle(obstacle, given, changed):
     before = settings(**given)
-    following = tunnel.after(met(obstacle), before)
+    following = product.after(met(obstacle), before)
     if changed is None:
         assert following is None
     else:
@@ -855,32 +855,32 @@ def test_what_follows_an_obstacle(obstacle, given, changed):
 def test_a_server_that_drops_connections_is_left_alone_for_longer_each_time():
     pauses, given = [], settings()
     while given:
-        following = tunnel.after(met("dropped"), given)
+        following = product.after(met("dropped"), given)
         given = following and following.settings
         pauses += [following.pause] if following else []
     assert pauses == [0.2, 0.4, 0.8, 1.6]
 
 
-@pytest.mark.parametrize("obstacle", [each for each in tunnel.OBSTACLES if each != "dropped"])
+@pytest.mark.parametrize("obstacle", [each for each in product.OBSTACLES if each != "dropped"])
 def test_nothing_else_is_waited_for(obstacle):
-    following = tunnel.after(met(obstacle), settings(share="/x", separate=True))
+    following = product.after(met(obstacle), settings(share="/x", separate=True))
     assert following is None or following.pause == 0
 
 
-@pytest.mark.parametrize("obstacle", tunnel.OBSTACLES)
+@pytest.mark.parametrize("obstacle", product.OBSTACLES)
 def test_a_launch_that_somebody_has_ended_is_over(obstacle):
     given = settings(share="/x", separate=True, guarded=True)
     for reason in ("signal", "no answer", "no login", "no kernel", "checked", "front end gone", "links held"):
-        assert tunnel.after(met(obstacle, stopped_by=reason), given) is None
-    assert (tunnel.after(met(obstacle, stopped_by="obstacle"), given) is None) is (obstacle not in tunnel.RULES)
-    assert tunnel.after(Facts(), given) is None
+        assert product.after(met(obstacle, stopped_by=reason), given) is None
+    assert (product.after(met(obstacle, stopped_by="obstacle"), given) is None) is (obstacle not in product.RULES)
+    assert product.after(Facts(), given) is None
 
 
-@pytest.mark.parametrize("obstacle", tunnel.OBSTACLES)
+@pytest.mark.parametrize("obstacle", product.OBSTACLES)
 def test_a_kernel_that_has_ended_is_not_run_again(obstacle):
     """But for one that was run without its terminal: it was told to look, and has done nothing."""
     given = settings(share="/x", separate=True, guarded=True)
-    again = tunnel.after(met(obstacle, ended=True), given)
+    again = product.after(met(obstacle, ended=True), given)
     assert (again is not None) is (obstacle in ("no terminal", "guard"))
 
 
@@ -892,7 +892,7 @@ def events():
 
 def obstacles_at(given, events, of):
     """Those that ``obstacle_in`` lets through for these settings, and what no line tells."""
-    return {"held", "guard", "asked"} | {tunnel.obstacle_in(given, of, *event) for event in events} - {None}
+    return {"held", "guard", "asked"} | {product.obstacle_in(given, of, *event) for event in events} - {None}
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -908,7 +908,7 @@ def test_a_launch_comes_to_an_end_whatever_its_tries_find_out(shared, which):
             guarded=draw.random() < 0.5,
             terminal=draw.random() < 0.8,
         )
-        some = draw.sample(tunnel.OBSTACLES, draw.randint(1, 4))
+        some = draw.sample(product.OBSTACLES, draw.randint(1, 4))
         tries, waited = 0, 0
         while True:
             tries += 1
@@ -923,7 +923,7 @@ def test_a_launch_comes_to_an_end_whatever_its_tries_find_out(shared, which):
             if not possible:
                 break
             obstacle = draw.choice(possible)
-            following = tunnel.after(met(obstacle, stopped_by=draw.choice((None, "obstacle"))), given)
+            following = product.after(met(obstacle, stopped_by=draw.choice((None, "obstacle"))), given)
             if obstacle == "refused":
                 assert following is None
             if following is None:
@@ -1028,7 +1028,7 @@ def test_where_nobody_can_be_asked_no_empty_password_is_sent():
     "name", ["RemoteCommand", "sessiontype", "ForkAfterAuthentication", "CLEARALLFORWARDINGS"]
 )
 def test_options_that_would_take_away_what_a_launch_needs_are_refused(name):
-    with pytest.raises(tunnel.Fatal) as caught:
+    with pytest.raises(product.Fatal) as caught:
         OpenSSH.check(request("-o", name + "=no", "host", KERNEL, LINK))
     assert caught.value.text.startswith("-o {}: ".format(name))
     OpenSSH.check(request("-o", "Compression=no", "host", KERNEL, LINK))
@@ -1084,7 +1084,7 @@ def test_exit_codes(dialect, found, signal, code):
     facts = Facts()
     for name, value in found.items():
         setattr(facts, name, value)
-    assert tunnel.verdict(dialect, facts, signal) == code
+    assert product.verdict(dialect, facts, signal) == code
 
 
 def test_only_a_kernel_that_has_connected_and_said_so_itself_or_a_check_ends_with_0():
@@ -1093,7 +1093,7 @@ def test_only_a_kernel_that_has_connected_and_said_so_itself_or_a_check_ends_wit
             facts = Facts()
             facts.stage, facts.killed, facts.ended, facts.connected = stage, killed, ended, connected
             facts.shared, facts.status, facts.code, facts.stopped_by = shared, status, code, reason
-            if tunnel.verdict(OpenSSH, facts) == 0:
+            if product.verdict(OpenSSH, facts) == 0:
                 assert connected
                 assert (code == 0 and not killed) or (status == 0 and killed)
 
@@ -1112,7 +1112,7 @@ class Case:
         facts.code = found.get("status", facts.code)
         for name, value in found.items():
             setattr(facts, name, value)
-        text = tunnel.explain(self, facts, given or settings())
+        text = product.explain(self, facts, given or settings())
         assert "\n" not in text
         assert "{" not in text
         start = "launching {} on {}: ".format(self.request.role, self.request.destination)
@@ -1295,11 +1295,11 @@ def test_what_a_client_says_is_explained(dialect, lines, reason):
 def test_each_reason_is_that_of_lines_which_a_client_prints():
     found = set()
     for _, lines, _ in SAID:
-        for row in tunnel.DIAGNOSES:
-            if tunnel.diagnose([row], lines, dict.fromkeys(WORDS, "")):
+        for row in product.DIAGNOSES:
+            if product.diagnose([row], lines, dict.fromkeys(WORDS, "")):
                 found.add(row)
                 break
-    idle = [row for row in tunnel.DIAGNOSES if row not in found]
+    idle = [row for row in product.DIAGNOSES if row not in found]
     assert idle == []
 
 
@@ -1485,7 +1485,7 @@ def test_a_banner_about_passwords_is_no_expired_one(line):
 def test_too_many_logins_are_told():
     """By who lets them run a command all the same, as with a relay."""
     for line in ("There were too many logins for 'john'.", "Too many logins for 'john'."):
-        text = tunnel.diagnose(tunnel.ACCOUNT_DIAGNOSES, ["x", line], dict.fromkeys(WORDS, "host"))
+        text = product.diagnose(product.ACCOUNT_DIAGNOSES, ["x", line], dict.fromkeys(WORDS, "host"))
         assert text.startswith("host lets this account in no more often at the same time; end ")
         assert text.endswith("({})".format(line))
 
@@ -1793,30 +1793,30 @@ def test_what_became_of_a_kernel_that_had_been_started():
 @pytest.mark.parametrize(
     "table",
     [
-        tunnel.DIAGNOSES,
-        tunnel.JUMP_DIAGNOSES,
-        tunnel.ACCOUNT_DIAGNOSES,
-        tunnel.SCRIPT_DIAGNOSES,
-        tunnel.LICENCE_DIAGNOSES,
-        tunnel.SHELL_DIAGNOSES,
+        product.DIAGNOSES,
+        product.JUMP_DIAGNOSES,
+        product.ACCOUNT_DIAGNOSES,
+        product.SCRIPT_DIAGNOSES,
+        product.LICENCE_DIAGNOSES,
+        product.SHELL_DIAGNOSES,
     ],
 )
 def test_every_row_of_the_diagnoses_can_be_formatted(table):
     words = {name: name for name in WORDS}
     for _, what, advice in table:
         assert "\n" not in what + advice
-        line = tunnel.diagnose([("x", what, advice)], ["x"], words)
+        line = product.diagnose([("x", what, advice)], ["x"], words)
         given = dict(words, found="x", methods="", fingerprint="", who=None)
         assert line == "{}; {}".format(what, advice).format(**given)
 
 
 def test_a_row_is_for_whole_lines_and_the_first_row_counts():
     table = [("a+", "first", "x"), ("a+|b", "second", "{found}")]
-    assert tunnel.diagnose(table, ["b", "aa"], {}) == "first; x"
-    assert tunnel.diagnose(table, [" b "], {}) == "second; b"
-    assert tunnel.diagnose(table, ["ab", "ba", "A"], {}) is None
-    assert tunnel.diagnose(table, ["A"], {}, any_case=True) == "first; x"
-    assert tunnel.diagnose(table, [], {}) is None
+    assert product.diagnose(table, ["b", "aa"], {}) == "first; x"
+    assert product.diagnose(table, [" b "], {}) == "second; b"
+    assert product.diagnose(table, ["ab", "ba", "A"], {}) is None
+    assert product.diagnose(table, ["A"], {}, any_case=True) == "first; x"
+    assert product.diagnose(table, [], {}) is None
 
 
 @pytest.mark.parametrize(
@@ -1834,18 +1834,18 @@ def test_a_row_is_for_whole_lines_and_the_first_row_counts():
     ],
 )
 def test_what_others_say_brings_no_control_characters_into_a_line(text, shown, log, capsys):
-    assert tunnel.visible(text) == shown
+    assert product.visible(text) == shown
     log.write(text)
     assert text_of(log).partition(b" ")[2] == shown.encode("utf-8") + b"\n"
-    tunnel.say(text)
+    product.say(text)
     assert capsys.readouterr().err == "tunnel: {}\n".format(shown)
-    tunnel.show(text)
+    product.show(text)
     assert capsys.readouterr().out == shown
 
 
 def test_braces_in_what_was_said_stay_as_they_are():
     table = [("(.*)", "{found}", "{host}")]
-    assert tunnel.diagnose(table, ["{x} {0} {found}"], {"host": "h"}) == "{x} {0} {found}; h"
+    assert product.diagnose(table, ["{x} {0} {found}"], {"host": "h"}) == "{x} {0} {found}; h"
     text = Case(OpenSSH).explain(said=["odd line"], stage=SILENT)
     assert "odd line" in text
 
@@ -1881,7 +1881,7 @@ def test_braces_in_what_was_said_stay_as_they_are():
     ],
 )
 def test_times_are_read_as_ssh_reads_them(text, seconds):
-    assert tunnel.parse_seconds(text, 15) == seconds
+    assert product.parse_seconds(text, 15) == seconds
 
 
 # ---------------------------------------------------------------------------- what launches tell each other
@@ -1889,7 +1889,7 @@ def test_times_are_read_as_ssh_reads_them(text, seconds):
 
 @pytest.fixture
 def memory(tmp_path):
-    return tunnel.Memory(str(tmp_path / "memory"))
+    return product.Memory(str(tmp_path / "memory"))
 
 
 def test_what_is_remembered_and_forgotten(memory, tmp_path):
@@ -1899,7 +1899,7 @@ def test_what_is_remembered_and_forgotten(memory, tmp_path):
     assert memory.read() == {"terminal": "yes", "kernel /a b/14.1/math\tx": "2024-01-01 12:00:00"}
     memory.keep("terminal", "no")
     memory.keep("died", "several\nlines and a\ttab")
-    assert tunnel.Memory(memory.path).read()["died"] == "several lines and a tab"
+    assert product.Memory(memory.path).read()["died"] == "several lines and a tab"
     memory.keep("died", None)
     memory.keep("never known", None)
     assert memory.read() == {"terminal": "no", "kernel /a b/14.1/math\tx": "2024-01-01 12:00:00"}
@@ -1927,7 +1927,7 @@ def test_a_damaged_file_is_no_reason_to_fail(memory, data):
 
 @pytest.mark.parametrize("where", [None, "no/such/folder/memory", "."])
 def test_where_nothing_can_be_remembered_a_launch_knows_nothing_and_goes_on(tmp_path, where):
-    memory = tunnel.Memory(where and str(tmp_path / where))
+    memory = product.Memory(where and str(tmp_path / where))
     calls = []
     assert memory.change(lambda values: calls.append(dict(values))) == {}
     assert calls == [{}]
@@ -2016,7 +2016,7 @@ class NoLaunch:
 
 
 def shared(memory, full=()):
-    connections = tunnel.SharedConnections(NoLaunch(), memory, "/run/x")
+    connections = product.SharedConnections(NoLaunch(), memory, "/run/x")
     connections.full.update(full)
     return connections
 
@@ -2131,13 +2131,13 @@ def test_what_a_connection_takes_is_forgotten_with_the_last_session(memory):
 
 
 def test_a_control_socket_at_which_nobody_answers_is_removed(memory, tmp_path):
-    connections = tunnel.SharedConnections(NoLaunch(), memory, str(tmp_path / "x"))
+    connections = product.SharedConnections(NoLaunch(), memory, str(tmp_path / "x"))
     memory.change(connections._choose)
     (tmp_path / "x-0").write_text("")
     (tmp_path / "x-1").write_text("")
     connections.gone()  # it is another one than was there before
     assert (tmp_path / "x-0").exists()
-    connections.socket = tunnel.identity(str(tmp_path / "x-0"))
+    connections.socket = product.identity(str(tmp_path / "x-0"))
     connections.gone()
     connections.gone()  # harmless
     assert sorted(os.listdir(str(tmp_path))) == ["memory", "x-0.lock", "x-1"]
@@ -2145,8 +2145,8 @@ def test_a_control_socket_at_which_nobody_answers_is_removed(memory, tmp_path):
 
 def test_a_lock_that_cannot_be_had_ends_no_launch(memory, tmp_path):
     launch = NoLaunch()
-    connections = tunnel.SharedConnections(launch, memory, str(tmp_path / "none" / "x"))
-    assert connections.take(tunnel.Settings((50000, 50001))) is None
+    connections = product.SharedConnections(launch, memory, str(tmp_path / "none" / "x"))
+    assert connections.take(product.Settings((50000, 50001))) is None
     connections.number = 0
     connections.gone()
     connections._prepare()
@@ -2154,9 +2154,9 @@ def test_a_lock_that_cannot_be_had_ends_no_launch(memory, tmp_path):
 
 
 def test_who_runs():
-    assert tunnel.is_running(os.getpid())
-    assert tunnel.is_running(1)
-    assert not tunnel.is_running(gone_pid())
+    assert product.is_running(os.getpid())
+    assert product.is_running(1)
+    assert not product.is_running(gone_pid())
 
 
 # ---------------------------------------------------------------------------------- the log, and what is said
@@ -2164,7 +2164,7 @@ def test_who_runs():
 
 @pytest.fixture
 def log(tmp_path):
-    return tunnel.Log(str(tmp_path), "tunnel", {})
+    return product.Log(str(tmp_path), "tunnel", {})
 
 
 def text_of(log):
@@ -2174,10 +2174,10 @@ def text_of(log):
 
 @pytest.mark.parametrize("line", ["x" * 100, "", "é", "\U0001f600" * 200, "\udcff" * 100])
 def test_what_somebody_says_without_end_does_not_fill_the_disk(monkeypatch, log, line):
-    monkeypatch.setattr(tunnel, "LOG_BYTES", 1 << 17)
-    for _ in range(2 * tunnel.LOG_BYTES // (len("kernel") + len(line))):
+    monkeypatch.setattr(product, "LOG_BYTES", 1 << 17)
+    for _ in range(2 * product.LOG_BYTES // (len("kernel") + len(line))):
         log.quote("kernel", line)
-    assert len(text_of(log)) < 5 * tunnel.LOG_BYTES
+    assert len(text_of(log)) < 5 * product.LOG_BYTES
     assert log.room["kernel"] < 0
     assert text_of(log).count(b"what comes from here on is not logged") == 1
     assert text_of(log).endswith(b"kernel: ... what comes from here on is not logged\n")
@@ -2188,14 +2188,14 @@ def test_what_somebody_says_without_end_does_not_fill_the_disk(monkeypatch, log,
 
 
 def test_a_log_has_as_much_of_what_is_said_as_there_is_room_for(log):
-    for number in range(tunnel.LOG_BYTES // 106 - 1):
+    for number in range(product.LOG_BYTES // 106 - 1):
         log.quote("kernel", "{:0100}".format(number))
     assert b"not logged" not in text_of(log)
-    assert text_of(log).count(b"\n") == tunnel.LOG_BYTES // 106 - 1
+    assert text_of(log).count(b"\n") == product.LOG_BYTES // 106 - 1
 
 
 def test_a_log_file_is_its_owners_and_each_has_its_own(tmp_path):
-    logs = [tunnel.Log(str(tmp_path), "tunnel", {}) for _ in range(3)]
+    logs = [product.Log(str(tmp_path), "tunnel", {}) for _ in range(3)]
     assert len({log.path for log in logs}) == 3
     for log in logs:
         log.write("ä \udcff")
@@ -2216,7 +2216,7 @@ def test_a_full_disk_ends_the_log_and_not_the_launch(log, capsys):
 def test_the_last_lines_are_kept():
     lines = []
     for number in range(1000):
-        tunnel.keep_last(lines, number)
+        product.keep_last(lines, number)
     assert lines == list(range(800, 1000))
 
 
@@ -2226,7 +2226,7 @@ def test_output_in_pieces_becomes_lines_however_it_is_split():
     for first in range(len(data) + 1):
         for second in range(first, len(data) + 1):
             lines = []
-            taker = tunnel.Lines(lines.append)
+            taker = product.Lines(lines.append)
             for piece in (data[:first], data[first:second], data[second:]):
                 if piece:
                     taker.feed(piece)
@@ -2238,7 +2238,7 @@ def test_output_in_pieces_becomes_lines_however_it_is_split():
 
 def test_a_line_without_end_does_not_fill_the_memory():
     lines = []
-    taker = tunnel.Lines(lines.append)
+    taker = product.Lines(lines.append)
     for _ in range(40):
         taker.feed(b"x" * 65536)
         assert len(taker.partial) <= 65536
@@ -2249,7 +2249,7 @@ def test_a_line_without_end_does_not_fill_the_memory():
 
 def test_a_launch_is_told_once():
     reader, writer = os.pipe()
-    teller = tunnel.Teller(writer)
+    teller = product.Teller(writer)
     assert not teller.told
     teller.tell(7, "why \udcff ä")
     teller.tell(0, "never mind")
@@ -2273,17 +2273,17 @@ def test_a_launch_is_told_once():
     ],
 )
 def test_what_was_told_becomes_exit_code_and_line(data, code, said, capsys):
-    assert tunnel.Teller.hear(data) == code
+    assert product.Teller.hear(data) == code
     assert capsys.readouterr().err == said
 
 
 def test_nobody_need_listen():
-    teller = tunnel.Teller()
+    teller = product.Teller()
     teller.tell(0, "x")
     assert not teller.told
     reader, writer = os.pipe()
     os.close(reader)
-    teller = tunnel.Teller(writer)
+    teller = product.Teller(writer)
     teller.tell(0, "x")
     assert teller.told
     with pytest.raises(OSError):
@@ -2302,8 +2302,8 @@ def closed_pipe():
 def test_output_that_has_nowhere_to_go_is_no_failure(nowhere, monkeypatch):
     stream = nowhere()
     monkeypatch.setattr(sys, "stdout", stream)
-    assert tunnel.show("text\n" * 10000) == 0
-    assert tunnel.show("more\n") == 0
+    assert product.show("text\n" * 10000) == 0
+    assert product.show("more\n") == 0
     stream.flush()  # as Python does at its end
     stream.close()
 
@@ -2311,14 +2311,14 @@ def test_output_that_has_nowhere_to_go_is_no_failure(nowhere, monkeypatch):
 def test_without_standard_streams_nothing_is_said(monkeypatch):
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
-    assert tunnel.show("text") == 0
-    tunnel.say("text")
+    assert product.show("text") == 0
+    product.say("text")
 
 
 def test_somebody_who_has_stopped_listening_is_no_failure(monkeypatch):
     stream = closed_pipe()
     monkeypatch.setattr(sys, "stderr", stream)
-    tunnel.say("text")
+    product.say("text")
     monkeypatch.undo()
     stream.close()  # as Python does in the end, which would exit with 120 if this failed
 
@@ -2329,7 +2329,7 @@ def test_somebody_who_has_stopped_listening_is_no_failure(monkeypatch):
 def test_a_path_that_cannot_be_written_is_shown_in_another_way(encoding, text, monkeypatch):
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding=encoding))
-    assert tunnel.show("kernel: " + text) == 0
+    assert product.show("kernel: " + text) == 0
     sys.stdout.flush()
     assert shown.getvalue().startswith(b"kernel: /")
     assert shown.getvalue().endswith(b"\n")
@@ -2337,8 +2337,8 @@ def test_a_path_that_cannot_be_written_is_shown_in_another_way(encoding, text, m
 
 CHILD = """
 import os, resource, sys
-sys.path.insert(0, {folder!r})
-import tunnel
+sys.path.insert(0, {tests!r})
+from rig import product
 out = os.dup2(os.open({out!r}, os.O_WRONLY | os.O_CREAT), 999)
 most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (2000, most))
@@ -2346,7 +2346,7 @@ for _ in range(1100):
     os.open(os.devnull, os.O_RDWR)
 for number in {closed!r}:
     os.close(number)
-tunnel.let_go_of_descriptors()
+product.let_go_of_descriptors()
 left = sorted(int(name) for name in os.listdir("/dev/fd"))
 report = os.open({out!r}, os.O_WRONLY)
 os.write(report, repr((report, [os.fstat(number).st_rdev for number in range(3)], len(left))).encode())
@@ -2357,7 +2357,7 @@ os.write(report, repr((report, [os.fstat(number).st_rdev for number in range(3)]
 def test_a_launcher_lets_go_of_what_its_caller_had_open(tmp_path, closed):
     """The next descriptor is the fourth: all three standard streams are there, and nothing else is."""
     out = str(tmp_path / "out")
-    code = CHILD.format(folder=os.path.dirname(os.path.abspath(tunnel.__file__)), out=out, closed=closed)
+    code = CHILD.format(tests=rig.TESTS, out=out, closed=closed)
     with open(os.devnull, "r+") as null:
         ended = subprocess.run([sys.executable, "-c", code], stdin=null, stdout=null, stderr=null, close_fds=True)
     assert ended.returncode == 0

@@ -11,9 +11,9 @@ import subprocess
 import sys
 from itertools import count
 
-import docs
 import pytest
 import rig
+from rig import docs
 
 PRELUDE = r"""
 (* Symbols that a kernel has and Mathics3 does not; tunnel.m has to find them in System`. *)

@@ -7,21 +7,20 @@ import socket
 import subprocess
 
 import pytest
-
-import tunnel
-from tunnel import Destination, Fatal, Kernel, LinkName, Plan, Settings
+from rig import product
+from rig.product import Destination, Fatal, Kernel, LinkName, Plan, Settings
 
 LINK = "53994@127.0.0.1,39359@127.0.0.1"
 KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
 
 
-def request(*argv, role=tunnel.CONTROLLER):
-    return tunnel.parse_arguments(role, list(argv))
+def request(*argv, role=product.CONTROLLER):
+    return product.parse_arguments(role, list(argv))
 
 
 def settings_of(asked, **others):
     """The settings of the first try."""
-    return Settings(tunnel.first_ports(asked), **others)
+    return Settings(product.first_ports(asked), **others)
 
 
 def plan_of(asked, relays=(), **others):
@@ -69,7 +68,7 @@ def test_a_password_is_in_no_text_of_a_destination():
 
 @pytest.mark.parametrize("text", ["john:secret@host:x", "john:secret", "john:secret@", "john:secret@[::1"])
 def test_a_password_is_in_no_message_about_a_bad_destination(text):
-    code, line = tunnel.guarded(lambda: request(text, KERNEL, LINK))
+    code, line = product.guarded(lambda: request(text, KERNEL, LINK))
     assert code == 2
     assert "secret" not in line
 
@@ -272,15 +271,15 @@ def test_a_windows_path_stands_in_quotes_untouched():
 
 def test_loopback_forms_are_what_inet_aton_reads():
     for length in range(5, 60):
-        text = tunnel.loopback_of(length)
+        text = product.loopback_of(length)
         assert len(text) == length
         assert socket.inet_aton(text) == b"\x7f\0\0\1"
-    assert tunnel.loopback_of(4) is None
+    assert product.loopback_of(4) is None
 
 
 def test_drawn_blocks_are_clear_of_ephemeral_ports_and_never_overlap_in_part():
     for _ in range(2000):
-        data, message = tunnel.draw_ports()
+        data, message = product.draw_ports()
         assert data % 10 == 0
         assert message == data + 1
         assert data >= 10000
@@ -292,7 +291,7 @@ def test_drawn_blocks_are_clear_of_ephemeral_ports_and_never_overlap_in_part():
 )
 def test_a_block_beyond_the_last_port_is_not_tried(name, base, drawn):
     asked = request("--links", name, "host", KERNEL, "{}@h,{}@h".format(base - 1, base))
-    assert (tunnel.first_ports(asked) != (base - 1, base)) is drawn
+    assert (product.first_ports(asked) != (base - 1, base)) is drawn
 
 
 def test_switchboard_ports_come_after_all_others():
@@ -316,7 +315,7 @@ def test_switchboard_ports_come_after_all_others():
     assert plan.forward_words == words
 
 
-@pytest.mark.parametrize("role", [tunnel.CONTROLLER, tunnel.COMPUTE])
+@pytest.mark.parametrize("role", [product.CONTROLLER, product.COMPUTE])
 @pytest.mark.parametrize("links", ["classic", "callback"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "192.168.1.17", "fe80::1"])
 def test_every_link_leads_through_the_launcher(role, links, host):
@@ -329,7 +328,7 @@ def test_every_link_leads_through_the_launcher(role, links, host):
     assert [each.port for each in remote[:2]] == [40001, 40000]
     local = [forward for forward in forwards if forward.flag == "-L"]
     assert [(each.port, each.host, each.to) for each in local] == [
-        (40001 + n, "127.0.0.1", 40001 + n) for n in ((1, 2, 3, 4) if role is tunnel.CONTROLLER else ())
+        (40001 + n, "127.0.0.1", 40001 + n) for n in ((1, 2, 3, 4) if role is product.CONTROLLER else ())
     ]
 
 
@@ -337,7 +336,7 @@ def test_ports_of_a_plan_are_its_own_and_no_others():
     asked = request("--links", "callback", "host", KERNEL, LINK)
     plan, given = plan_of(asked, (1, 2, 3, 4, 5, 6)), settings_of(asked)
     ports = [port for port in range(1, 65536) if port % 10 == 1 or abs(port - 39359) < 9 or abs(port - 53994) < 20]
-    refused = {port: tunnel.obstacle_in(given, plan, "port", [str(port)]) for port in ports}
+    refused = {port: product.obstacle_in(given, plan, "port", [str(port)]) for port in ports}
     assert [port for port in refused if refused[port] == "port"] == [39359] + list(range(53994, 54003))
     assert set(refused.values()) == {"port", "foreign forward"}
 
@@ -365,7 +364,7 @@ def test_another_block_is_told_to_the_kernel():
 def test_who_may_create_links(links, kernel, callback, inward):
     asked = request("--links", links, "host", kernel, LINK)
     assert (asked.callback, asked.inward) == (callback, inward)
-    compute = request("--links", links, "host", kernel, LINK, role=tunnel.COMPUTE)
+    compute = request("--links", links, "host", kernel, LINK, role=product.COMPUTE)
     assert (compute.callback, compute.inward) == (False, False)
 
 
@@ -391,7 +390,7 @@ def test_who_may_create_links(links, kernel, callback, inward):
     ],
 )
 def test_only_the_password_prompt_of_this_login_is_answered(prompt, alone, answered):
-    assert tunnel.is_password_prompt(prompt, "john", "host", alone) is answered
+    assert product.is_password_prompt(prompt, "john", "host", alone) is answered
 
 
 @pytest.mark.parametrize(
@@ -408,11 +407,11 @@ def test_only_the_password_prompt_of_this_login_is_answered(prompt, alone, answe
     ],
 )
 def test_an_ssh_that_may_not_say_who_asks_is_trusted_only_when_nobody_else_can_ask(prompt, alone, answered):
-    assert tunnel.is_password_prompt(prompt, "john", "host", alone, prefixed=False) is answered
+    assert product.is_password_prompt(prompt, "john", "host", alone, prefixed=False) is answered
 
 
 def test_ssh_says_who_asks_from_8_5_on():
-    assert [version >= tunnel.PREFIXED for version in ((0,), (7, 6), (8, 4), (8, 5), (9, 2), (10, 0))] == (
+    assert [version >= product.PREFIXED for version in ((0,), (7, 6), (8, 4), (8, 5), (9, 2), (10, 0))] == (
         [False] * 3 + [True] * 3
     )
 
@@ -431,22 +430,22 @@ def test_ssh_says_who_asks_from_8_5_on():
     ],
 )
 def test_who_logs_in_is_read_from_what_ssh_prints(said, login):
-    assert tunnel.login_in(said) == login
+    assert product.login_in(said) == login
 
 
 def test_no_prompt_is_answered_where_ssh_did_not_say_who_logs_in():
     for prompt in ("Password: ", "(john@host) Password: ", "john@host's password: ", "'s password: "):
-        assert not tunnel.is_password_prompt(prompt, *tunnel.login_in(b""))
+        assert not product.is_password_prompt(prompt, *product.login_in(b""))
 
 
 def test_long_names_in_prompts_are_cut_as_openssh_cuts_them():
     user, host = "u" * 40, "h" * 200
-    assert tunnel.is_password_prompt("{}@{}'s password: ".format(user[:30], host[:128]), user, host, False)
+    assert product.is_password_prompt("{}@{}'s password: ".format(user[:30], host[:128]), user, host, False)
 
 
 def test_options_of_the_user_come_before_the_defaults():
     asked = request("-o", "ConnectTimeout=60", "-oStrictHostKeyChecking=yes", "host", KERNEL, LINK)
-    words = tunnel.OpenSSH.login(asked, settings_of(asked))
+    words = product.OpenSSH.login(asked, settings_of(asked))
     for mine, default in (
         ("ConnectTimeout=60", "ConnectTimeout=15"),
         ("StrictHostKeyChecking=yes", "StrictHostKeyChecking=accept-new"),
@@ -465,9 +464,9 @@ def test_options_of_the_user_come_before_the_defaults():
     ],
 )
 def test_options_are_translated_for_plink(options, words):
-    asked = request(*(options + ("host", KERNEL, LINK)), role=tunnel.COMPUTE)
-    tunnel.Plink.check(asked)
-    arguments = tunnel.Plink.arguments(asked, plan_of(asked), "plink")
+    asked = request(*(options + ("host", KERNEL, LINK)), role=product.COMPUTE)
+    product.Plink.check(asked)
+    arguments = product.Plink.arguments(asked, plan_of(asked), "plink")
     assert arguments[:5] == ["-batch", "-v", "-ssh", "-x", "-t"]
     assert arguments[5 : arguments.index("-R")] == words
 
@@ -475,25 +474,25 @@ def test_options_are_translated_for_plink(options, words):
 @pytest.mark.parametrize("option", ["ProxyJump=x", "Compression=maybe", "Port=x", "IdentityFile=-x"])
 def test_options_that_plink_has_no_word_for_are_refused(option):
     with pytest.raises(Fatal) as caught:
-        tunnel.Plink.check(request("-o", option, "host", KERNEL, LINK))
+        product.Plink.check(request("-o", option, "host", KERNEL, LINK))
     assert caught.value.text.startswith("-o " + option.split("=")[0])
 
 
 def test_quest_plink_stores_unknown_keys_itself():
     asked = request("host", KERNEL, LINK)
     plan = plan_of(asked)
-    assert "-auto_store_key_in_cache" in tunnel.Plink.arguments(
+    assert "-auto_store_key_in_cache" in product.Plink.arguments(
         asked, plan, "C:\\P\\Quest Software\\PuTTY\\plink.exe"
     )
-    assert "-auto_store_key_in_cache" not in tunnel.Plink.arguments(asked, plan, "C:\\P\\PuTTY\\plink.exe")
+    assert "-auto_store_key_in_cache" not in product.Plink.arguments(asked, plan, "C:\\P\\PuTTY\\plink.exe")
 
 
 def test_mathematica_libraries_are_taken_out_of_the_environment_and_nothing_else():
     libraries = "/opt/M/SystemFiles/Libraries/Linux-x86-64"
     environ = {"A": "1", "LD_LIBRARY_PATH": "/x:" + libraries + ":/y"}
-    assert tunnel.client_environment(environ) == {"A": "1", "LD_LIBRARY_PATH": "/x:/y"}
-    assert tunnel.client_environment({"LD_LIBRARY_PATH": libraries}) == {}
-    assert tunnel.client_environment({"B": "2"}) == {"B": "2"}
+    assert product.client_environment(environ) == {"A": "1", "LD_LIBRARY_PATH": "/x:/y"}
+    assert product.client_environment({"LD_LIBRARY_PATH": libraries}) == {}
+    assert product.client_environment({"B": "2"}) == {"B": "2"}
 
 
 @pytest.mark.parametrize(
@@ -526,7 +525,7 @@ def test_mathematica_libraries_are_taken_out_of_the_environment_and_nothing_else
     ],
 )
 def test_bad_arguments_are_named(argv, named):
-    code, line = tunnel.guarded(lambda: request(*argv))
+    code, line = product.guarded(lambda: request(*argv))
     assert code == 2
     assert named in line
     assert "\n" not in line
@@ -557,7 +556,7 @@ def test_options_are_taken_as_they_are_given(argv, values):
 
 def test_what_follows_two_dashes_is_no_option():
     assert request("--", "host", "-odd/math", LINK).kernel.path == "-odd/math"
-    code, line = tunnel.guarded(lambda: request("--", "--share", "host", KERNEL, LINK))
+    code, line = product.guarded(lambda: request("--", "--share", "host", KERNEL, LINK))
     assert (code, line.partition(";")[0]) == (2, "too many arguments")
 
 
@@ -576,19 +575,19 @@ def test_a_client_is_looked_for_where_a_front_end_would_not(tmp_path):
     program = tmp_path / "plink"
     program.write_text("")
     program.chmod(0o755)
-    assert tunnel.find_client(None, {"TUNNEL_SSH": str(program)}) == (str(program), tunnel.Plink)
-    assert tunnel.find_client("plink", {"PATH": str(tmp_path)})[1] is tunnel.Plink
-    path, kind = tunnel.find_client(None, {"PATH": ""})
+    assert product.find_client(None, {"TUNNEL_SSH": str(program)}) == (str(program), product.Plink)
+    assert product.find_client("plink", {"PATH": str(tmp_path)})[1] is product.Plink
+    path, kind = product.find_client(None, {"PATH": ""})
     assert os.path.basename(path) == "ssh"
-    assert kind is tunnel.OpenSSH
+    assert kind is product.OpenSSH
     with pytest.raises(Fatal) as caught:
-        tunnel.find_client(str(tmp_path / "none"), {})
+        product.find_client(str(tmp_path / "none"), {})
     assert caught.value.code == 69
     assert str(tmp_path / "none") in caught.value.text
 
 
 def test_windows_looks_for_quest_then_putty_then_path_then_openssh():
-    places = tunnel.windows_places({"ProgramFiles": "P", "ProgramFiles(x86)": "Q", "PATH": "", "SystemRoot": "W"})
+    places = product.windows_places({"ProgramFiles": "P", "ProgramFiles(x86)": "Q", "PATH": "", "SystemRoot": "W"})
     names = [place.replace(os.sep, "/") for place in places]
     assert names == [
         "P/Quest Software/PuTTY/plinkw.exe",
@@ -605,7 +604,7 @@ def test_the_private_folder_of_somebody_else_is_not_used(tmp_path):
     (tmp_path / "tunnel-{}".format(os.getuid())).mkdir(mode=0o777)
     (tmp_path / "tunnel-{}".format(os.getuid())).chmod(0o777)
     with pytest.raises(OSError):
-        tunnel.private_folder({"TMPDIR": str(tmp_path)})
+        product.private_folder({"TMPDIR": str(tmp_path)})
 
 
 def test_fuzzed_argument_vectors_are_refused_with_code_2_or_planned():
@@ -640,9 +639,9 @@ def test_fuzzed_argument_vectors_are_refused_with_code_2_or_planned():
             asked = request(*argv)
             settings = settings_of(asked)
             made = Plan(asked, settings, (1, 2, 3, 4, 5, 6) if asked.callback else (1, 2))
-            return tunnel.OpenSSH.arguments(asked, made, settings)
+            return product.OpenSSH.arguments(asked, made, settings)
 
-        result, line = tunnel.guarded(plan)
+        result, line = product.guarded(plan)
         assert result == 2 or isinstance(result, list), (argv, line)
         assert "\n" not in line
         assert "pw" not in line
@@ -656,32 +655,32 @@ def test_whether_ssh_can_ask_somebody(tmp_path):
     there.write_text("")
     here.write_bytes(b"\x7fELF\0" + os.fsencode(str(there)) + b"\0SSH_ASKPASS\0")
     at_a_desktop = {"DISPLAY": ":0"}
-    assert not tunnel.can_ask({}, str(here))
-    assert not tunnel.can_ask(at_a_desktop, str(here))
+    assert not product.can_ask({}, str(here))
+    assert not product.can_ask(at_a_desktop, str(here))
     there.chmod(0o755)
-    assert tunnel.can_ask(at_a_desktop, str(here))
-    assert tunnel.can_ask(dict(at_a_desktop, SSH_ASKPASS=str(there)), str(here))
-    assert tunnel.can_ask({"SSH_ASKPASS": "one-along-the-path"}, str(here))
-    assert not tunnel.can_ask(dict(at_a_desktop, SSH_ASKPASS="/none"), str(here))
+    assert product.can_ask(at_a_desktop, str(here))
+    assert product.can_ask(dict(at_a_desktop, SSH_ASKPASS=str(there)), str(here))
+    assert product.can_ask({"SSH_ASKPASS": "one-along-the-path"}, str(here))
+    assert not product.can_ask(dict(at_a_desktop, SSH_ASKPASS="/none"), str(here))
     for start in ("#!/bin/sh", "#! /bin/sh"):
         here.write_text(start + "\nexec ssh2\n")
-        assert tunnel.can_ask(at_a_desktop, str(here))
-    assert tunnel.can_ask(at_a_desktop, str(tmp_path / "none"))
+        assert product.can_ask(at_a_desktop, str(here))
+    assert product.can_ask(at_a_desktop, str(tmp_path / "none"))
 
 
 def test_whether_a_front_end_still_listens():
-    listener = tunnel.listen()
+    listener = product.listen()
     port = listener.getsockname()[1]
     for host in ("127.0.0.1", "localhost"):
-        assert not tunnel.is_deserted(host, port)
+        assert not product.is_deserted(host, port)
     listener.close()
-    assert tunnel.is_deserted("127.0.0.1", port)
-    assert not tunnel.is_deserted("192.0.2.1", port), "another machine's is not known"
-    assert not tunnel.is_deserted("no.such.host.example", port)
+    assert product.is_deserted("127.0.0.1", port)
+    assert not product.is_deserted("192.0.2.1", port), "another machine's is not known"
+    assert not product.is_deserted("no.such.host.example", port)
 
 
 def test_a_front_end_that_listens_everywhere_is_there():
     with socket.socket() as listener:
         listener.bind(("", 0))
         listener.listen(1)
-        assert not tunnel.is_deserted("127.0.0.1", listener.getsockname()[1])
+        assert not product.is_deserted("127.0.0.1", listener.getsockname()[1])

@@ -5,14 +5,11 @@ import shutil
 import signal
 
 import pytest
-import relay_rig
 import rig
-from conftest import make_machine
-from relays import SERVER, alter, count, logged, nothing_left, quits
-from via_rig import check, ends_with, running, via
-
-import tunnel
-import tunnel_relay as relay
+from rig import logins, product
+from rig.desk import make_machine
+from rig.relays import SERVER, count, logged, nothing_left, quits
+from rig.via import check, ends_with, running, via
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +77,7 @@ def is_python(pid):
 
 
 def test_a_far_end_that_is_suspended_is_spoken_of_and_goes_on(desk, machine):
-    alter(desk, SUSPENDED_SECONDS=0.7, PING_SECONDS=0.2, DEAD_SECONDS=1.5)
+    desk.alter(SUSPENDED_SECONDS=0.7, PING_SECONDS=0.2, DEAD_SECONDS=1.5)
     end = via(desk, machine, "nice")
     end.accept()
     (pid,) = beyond(machine)
@@ -102,7 +99,7 @@ def test_a_far_end_that_is_killed_takes_its_kernel_along(desk, machine):
 
 @pytest.mark.parametrize("share", [(), ("--share",)])
 def test_a_compute_kernel_whose_command_ends_says_so_in_its_log_only(desk, machine, share):
-    alter(desk, SHARE_SECONDS=0.5)
+    desk.alter(SHARE_SECONDS=0.5)
     end = via(desk, machine, "nice", "compute", *share)
     assert end.wait(10) == (0, "")
     end.accept()
@@ -129,13 +126,13 @@ def test_a_compute_kernel_that_dies_before_it_connects_is_told_by_the_next_launc
 
 def stop_keeper(machine):
     """The relay on the login node does nothing any more, until it gets a SIGCONT; returns its process id."""
-    (pid,) = [pid for pid in machine.pids() if relay_rig.is_keeper(pid)]
+    (pid,) = [pid for pid in machine.pids() if logins.is_keeper(pid)]
     os.kill(pid, signal.SIGSTOP)
     return pid
 
 
 def test_a_far_end_that_nobody_talks_to_ends(desk, machine):
-    alter(desk, ORPHAN_SECONDS=1, PING_SECONDS=0.3)
+    desk.alter(ORPHAN_SECONDS=1, PING_SECONDS=0.3)
     end = running(desk, machine, "nice")
     pid = stop_keeper(machine)
     rig.wait_until(lambda: not machine.kernels(), 10, "the end of the kernel")
@@ -144,7 +141,7 @@ def test_a_far_end_that_nobody_talks_to_ends(desk, machine):
 
 
 def test_a_far_end_that_gets_no_source_ends(desk, machine):
-    alter(desk, BEGIN_SECONDS=1)
+    desk.alter(BEGIN_SECONDS=1)
     end = via(desk, machine, "echo here >&2; sleep 1; nice")
     logged(desk, " via: here")
     pid = stop_keeper(machine)
@@ -173,7 +170,7 @@ def test_a_signal_at_any_moment_of_a_launch_ends_it(desk, machine):
 def test_a_start_up_file_that_keeps_the_shell_from_the_command(request, desk, line):
     own = make_machine(request, sshd_options=SERVER)
     own.write("home/.bash_profile", line + "\n")
-    alter(desk, SHELL_SECONDS=2)
+    desk.alter(SHELL_SECONDS=2)
     before = own.kernel_starts()
     end = via(desk, own, "nice -n 10")
     ends_with(end, "--via nice -n 10: ", "the login shell there does not come to it: a start-up file")
@@ -222,7 +219,7 @@ def test_a_place_without_python(desk, machine):
     words = [shutil.which("bwrap"), "--dev-bind", "/", "/"]
     found = {
         os.path.realpath(path)
-        for path in map(shutil.which, relay.PYTHONS.split())
+        for path in map(shutil.which, product.PYTHONS.split())
         if path and "/root/" not in path
     }
     for path in sorted(found):
@@ -231,7 +228,7 @@ def test_a_place_without_python(desk, machine):
 
 
 def test_a_command_that_takes_the_relay_and_runs_nothing(desk, machine):
-    alter(desk, BEGIN_SECONDS=1)
+    desk.alter(BEGIN_SECONDS=1)
     text = "sh -c 'echo --tunnel-relay-ready--; cat >/dev/null'"
     ends_with(via(desk, machine, text), "the relay was sent through it, and has not answered")
 
@@ -260,7 +257,7 @@ def test_a_windows_kernel_machine_is_refused(desk, machine):
 
 
 def test_a_check_waits_for_the_queue_and_then_not_for_ever(desk, machine):
-    alter(desk, CALLBACK_SECONDS=1)
+    desk.alter(CALLBACK_SECONDS=1)
     kernel = machine.install_kernel("silent/10.1/MathKernel", "silent")
     done = check(desk, machine, "--check", "--via", "sleep 2; nice", machine.destination, kernel)
     assert done.returncode == 255
@@ -271,12 +268,12 @@ def test_a_check_waits_for_the_queue_and_then_not_for_ever(desk, machine):
 @pytest.mark.parametrize("words, minutes", [((), 60), (("--relay=7",), 7), (("--relay",), 60)])
 def test_it_implies_a_relay(words, minutes):
     for order in (words + ("--via", "srun -u"), ("--via=srun -u",) + words):
-        request = tunnel.parse_arguments(tunnel.CONTROLLER, list(order) + ["host", "/k/math", "1@a,2@a"])
+        request = product.parse_arguments(product.CONTROLLER, list(order) + ["host", "/k/math", "1@a,2@a"])
         assert (request.via, request.relay) == ("srun -u", minutes)
 
 
 def test_kernels_of_one_process_may_have_different_commands(desk, machine):
-    alter(desk, SHARE_SECONDS=0.5)
+    desk.alter(SHARE_SECONDS=0.5)
     ends = [via(desk, machine, "nice -n {}".format(number), "compute", "--share") for number in (5, 10)]
     ends.append(desk.launch(machine, "compute", "--share", "--relay"))
     for end in ends:

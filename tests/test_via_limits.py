@@ -2,8 +2,8 @@
 
 import pytest
 import rig
-from relays import alter, came_back, kill_client
-from via_rig import ends_with, make_cluster, nothing_remains, running, via
+from rig.relays import came_back, kill_client
+from rig.via import ends_with, make_cluster, nothing_remains, running, via
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_a_time_limit(desk, machine, cluster):
 
 
 def test_64_compute_kernels_through_one_login(desk, machine, cluster):
-    alter(desk, SHARE_SECONDS=0.7)
+    desk.alter(SHARE_SECONDS=0.7)
     before = machine.logins()
     first = via(desk, machine, "srun -u -n1 -c1", "compute", "--share")
     assert first.wait(20) == (0, "")

@@ -6,10 +6,10 @@ import shutil
 import signal
 
 import pytest
-import relay_rig
 import rig
-from relays import Bulk, alter, came_back, count, kill_client, logged, quits, relay_folder
-from via_rig import SRUN, check, ends_with, make_cluster, nothing_remains, running, via
+from rig import logins
+from rig.relays import Bulk, came_back, count, kill_client, logged, quits, relay_folder
+from rig.via import SRUN, check, ends_with, make_cluster, nothing_remains, running, via
 
 QUEUED = "queued and waiting for resources"
 
@@ -84,7 +84,7 @@ def waits(cluster):
 
 
 def test_a_controller_waits_as_long_as_the_queue_does(desk, machine, cluster):
-    alter(desk, CALLBACK_SECONDS=0.5)
+    desk.alter(CALLBACK_SECONDS=0.5)
     with cluster.full():
         end = via(desk, machine)
         job = waits(cluster)
@@ -138,7 +138,7 @@ def test_who_gives_up_while_queued_has_no_job_any_more(desk, machine, cluster, h
 @pytest.mark.parametrize("how", ["signal", "kill", "quit"])
 def test_who_gives_up_while_others_wait_in_the_same_process(desk, machine, cluster, how):
     """The first launch is the process that carries all of them; the jobs of the others keep their places."""
-    alter(desk, SHARE_SECONDS=0.7)
+    desk.alter(SHARE_SECONDS=0.7)
     with cluster.full():
         ends = []
         for number in range(3):
@@ -168,7 +168,7 @@ def test_a_job_that_starts_when_nobody_is_left_ends(desk, machine, cluster):
         end = via(desk, machine)
         waits(cluster)
         for pid in machine.pids():
-            if relay_rig.is_keeper(pid):
+            if logins.is_keeper(pid):
                 rig.end_process(pid)
         code, errors = end.wait(10)
         assert code == 255 and "is gone" in errors
@@ -235,7 +235,7 @@ def test_all_that_a_kernel_has_sent_before_its_end_arrives(desk, machine, cluste
 
 @pytest.mark.parametrize("how", ["signal", "kill", "quit"])
 def test_the_launchers_end_is_that_of_the_job(desk, machine, cluster, how):
-    alter(desk, LOST_SECONDS=0.5)
+    desk.alter(LOST_SECONDS=0.5)
     end = running(desk, machine)
     end.quit() if how == "quit" else end.signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
     assert end.wait(10)[0] == {"signal": 143, "kill": -9, "quit": 129}[how]
@@ -248,7 +248,7 @@ def test_the_launchers_end_is_that_of_the_job(desk, machine, cluster, how):
 
 @pytest.mark.parametrize("state", ["queued", "running", "away"])
 def test_a_job_that_is_cancelled(desk, machine, cluster, state):
-    alter(desk, ASKING_SECONDS=1)
+    desk.alter(ASKING_SECONDS=1)
     if state == "queued":
         with cluster.full():
             end = via(desk, machine)
@@ -279,7 +279,7 @@ def test_a_node_that_dies(desk, machine, cluster):
 def test_a_relay_that_is_killed(desk, machine, cluster):
     end = running(desk, machine)
     for pid in machine.pids():
-        if relay_rig.is_keeper(pid):
+        if logins.is_keeper(pid):
             rig.end_process(pid)
     ends_with(end, "is gone")
     rig.wait_until(lambda: not cluster.jobs(), 10, "the end of the job")

@@ -9,15 +9,13 @@ import subprocess
 import threading
 import time
 
-import frontend
 import pytest
-import relay_rig
 import rig
+from rig import frontend, logins, product
 
 KERNEL = "C:\\Program Files\\Wolfram Research\\Mathematica\\10.1\\math.exe"
 LINK = "53994@127.0.0.1,39359@127.0.0.1"
 PLACE = "\\Wolfram\\FrontEnd\\tunnel.bat"  # one of two: a new user has neither layout
-HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 class Wine:
@@ -33,11 +31,12 @@ class Wine:
         self.putty = os.path.join(self.drive, "Program Files", "PuTTY")
         os.makedirs(self.putty)
         compiler = ["x86_64-w64-mingw32-gcc", "-municode", "-O1", "-o", os.path.join(self.putty, "plink.exe")]
-        rig.must(*(compiler + [os.path.join(HERE, "standin_plink.c"), "-lws2_32"]))
+        rig.must(*(compiler + [os.path.join(rig.HERE, "standin_plink.c"), "-lws2_32"]))
         self.source = os.path.join(self.drive, "source of tunnel")
         os.makedirs(self.source)
-        for name in ("tunnel.py", "tunnel_sub.py", "tunnel_relay.py", "install.py", "tunnel.m"):
-            shutil.copy(os.path.join(rig.LAUNCHERS, name), self.source)
+        product.copy_to(self.source)
+        for name in ("install.py", "tunnel.m"):
+            shutil.copy(product.path(name), self.source)
 
     def install(self, python):
         """Have install.py put the launchers there for ``python``."""
@@ -356,7 +355,7 @@ class Server:
 
 @pytest.fixture
 def kernel_machine(windows):
-    with relay_rig.Machine() as machine:
+    with logins.Machine() as machine:
         machine.server = Server(machine, windows.record + ".status")
         yield machine
         machine.server.close()

@@ -11,7 +11,7 @@ import threading
 import time
 
 import rig
-import standin_kernel as wire
+from rig import standin_kernel as wire
 
 CHANNELS = [
     "{} {}".format(link, kind)

@@ -1,4 +1,4 @@
-"""What the relay's tests stand on: logins without an SSH client, cables that can be cut, and a launcher.
+"""Relays without a kernel machine: logins without an SSH client, cables that can be cut, and a launcher.
 
 A *login* is what an SSH client would be: a shell that runs the bootstrap, with pipes. A *cable* stands between it
 and the near end, and loses what is in it when it is cut, as a network does. The *launcher* does with the near end
@@ -16,12 +16,9 @@ import tempfile
 import threading
 import time
 
-import frontend
 import rig
+from rig import frontend, product
 
-import tunnel_relay as relay
-
-HERE = os.path.dirname(os.path.abspath(__file__))
 PYENV = os.path.expanduser("~/.pyenv/versions")
 
 
@@ -72,7 +69,7 @@ class Machine:
         self.sequence += 1
         folder = self.path("kernel-{}".format(self.sequence))
         os.mkdir(folder)
-        with open(os.path.join(HERE, "standin_kernel.py")) as stream:
+        with open(os.path.join(rig.HERE, "standin_kernel.py")) as stream:
             text = stream.read()
         name = os.path.relpath(os.path.join(folder, "WolframKernel"), self.folder)
         self.write(os.path.join(os.path.dirname(name), "behaviour"), " ".join(("boot=0",) + behaviour))
@@ -90,7 +87,7 @@ class Machine:
         )
 
     def login(self, command=None, shell=None, **environment):
-        login = Login(self, command or relay.bootstrap_command(), shell or self.shell, environment)
+        login = Login(self, command or product.bootstrap_command(), shell or self.shell, environment)
         self.logins.append(login)
         return login
 
@@ -250,10 +247,10 @@ class Launcher:
         self.machine, self.with_cable, self.reconnect = machine, cable, reconnect
         self.small_buffers = small_buffers  # so that little of what is passed on is on its way to the front end
         self.login_options = {"command": command, "shell": shell}
-        self.loop = relay.PollLoop()
-        self.near = relay.Near(self.loop, **options)
-        name = "relay-" + relay.session_name(self.near.secret)
-        machine.names += [os.path.join(folder, name) for folder in relay.folders()]
+        self.loop = product.PollLoop()
+        self.near = product.Near(self.loop, **options)
+        name = "relay-" + product.session_name(self.near.secret)
+        machine.names += [os.path.join(folder, name) for folder in product.folders()]
         self.kernels, self.notes, self.noise, self.lost = {}, [], "", []
         self.over = self.elsewhere = None
         self.attached = 0
@@ -414,9 +411,9 @@ class Launcher:
             return
         if self.small_buffers:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-        end = relay.KernelSocket(self.loop, connection)
+        end = product.KernelSocket(self.loop, connection)
         kernel.ends.append(end)
-        relay.join(end, stream)
+        product.join(end, stream)
         if position == 0 and kernel.replacing:
             source = stream if kernel.classic else end
             plain = source.on_data
@@ -448,7 +445,7 @@ class Launcher:
         listener = socket.socket()
         while True:
             try:
-                listener.bind(("127.0.0.1", relay.draw_block() + 7))
+                listener.bind(("127.0.0.1", product.draw_block() + 7))
                 break
             except OSError:
                 pass
@@ -456,10 +453,10 @@ class Launcher:
         kernel.listeners.append(listener)
 
         def accept():
-            end = relay.KernelSocket(self.loop, listener.accept()[0])
+            end = product.KernelSocket(self.loop, listener.accept()[0])
             del self.loop.readers[listener]
             kernel.ends.append(end)
-            relay.join(end, self.near.open(number, "127.0.0.1", port))
+            product.join(end, self.near.open(number, "127.0.0.1", port))
 
         self.loop.readers[listener] = accept
         return listener.getsockname()[1]

@@ -22,7 +22,8 @@ import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-LAUNCHERS = os.path.dirname(HERE)
+TESTS = os.path.dirname(HERE)
+LAUNCHERS = os.path.dirname(TESTS)
 PASSWORD = "op3n-sesame!"
 LOOPBACK = "0100007F"  # 127.0.0.1, as /proc/net/tcp has it
 NETWORKS = 1 << 15  # blocks of four addresses in 198.18.0.0/15, set aside for tests of this kind (RFC 2544)

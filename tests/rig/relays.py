@@ -2,15 +2,15 @@
 
 import hashlib
 import os
-import re
 import shutil
 import sys
 import threading
 
 import pytest
-import relay_rig
+
 import rig
-from conftest import make_machine
+from rig import logins
+from rig.desk import make_machine
 
 clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 QUICK = {"DEAD_SECONDS": 1.5, "PING_SECONDS": 0.4}  # so that a silent connection is noticed soon
@@ -50,7 +50,7 @@ def nothing_left(desk, machine):
     try:
         rig.wait_until(lambda: not machine.sessions(), 10, "the end of all on the kernel machine")
     except AssertionError as error:
-        left = [relay_rig.describe(pid) for pid in machine.sessions()]
+        left = [logins.describe(pid) for pid in machine.sessions()]
         for pid in machine.sessions():
             rig.end_process(pid)
         shutil.rmtree(relay_folder(machine), ignore_errors=True)
@@ -75,20 +75,6 @@ def sockets(machine):
         return []
 
 
-def alter(desk, **constants):
-    """Give constants of this desk's launchers, and so of the relay that they send, other values."""
-    for name in ("tunnel.py", "tunnel_relay.py"):
-        path = desk.folder / name
-        text = path.read_text(encoding="utf-8")
-        for constant in list(constants):
-            line = "{} = {}".format(constant, constants[constant])
-            text, count = re.subn("(?m)^{} = [^#\n]*[^#\n ]".format(constant), line, text)
-            if count:
-                del constants[constant]
-        path.write_text(text, encoding="utf-8")
-    assert not constants
-
-
 def ssh_clients(desk):
     names = ("ssh", "plink")
     return [pid for pid in desk.processes() if os.path.basename((rig.command_line(pid) or [""])[0]) in names]
@@ -110,7 +96,7 @@ def kill_server_session(desk, machine):
 
 
 def keepers(machine):
-    return [pid for pid in machine.pids() if relay_rig.is_keeper(pid)]
+    return [pid for pid in machine.pids() if logins.is_keeper(pid)]
 
 
 def count(desk, text):

@@ -3,8 +3,8 @@
 import re
 import sys
 
-import frontend
 import rig
+from rig import frontend, product
 
 ROLES = ("classic", "callback", "compute", "shared")  # a shared one is a compute kernel on a shared connection
 DIAL = "dial.py"  # the program that a test has ssh connect through
@@ -152,27 +152,14 @@ def configured(machine, *lines):
     return machine.make_ssh("configured", ["Host *"] + machine.client_lines + lines)[1]
 
 
-def set_times(desk, **constants):
-    """Have launchers take other values for these constants, as their own last too long for a test, or too short
-    for a busy machine."""
-    path = desk.folder / "tunnel.py"
-    text = path.read_text(encoding="utf-8")
-    for name, value in constants.items():
-        text, count = re.subn("(?m)^{} = .*?(?=  #|$)".format(name), "{} = {}".format(name, value), text)
-        assert count == 1, name
-    path.write_text(text, encoding="utf-8")
-
-
 def patched(desk, machine, role, values, *arguments, **options):
     """``desk.slow`` with a launcher whose constants are others.
 
-    :param values: for each name in ``tunnel`` the expression of another value
+    :param values: for each name the expression of another value, see ``product.setting``
     """
     end = frontend.FrontEnd(role)
     desk.front_ends.append(end)
-    script = "import sys; sys.path.insert(0, sys.argv.pop(1)); import tunnel; {}; sys.exit(tunnel.main({}))"
-    kind = "'tunnel_sub', tunnel.COMPUTE" if role == "compute" else ""
-    code = script.format("; ".join("tunnel.{} = {}".format(*each) for each in values.items()), kind)
+    code = product.launching(role, **values)
     host, kernel = options.pop("host", machine.destination), options.pop("kernel", machine.slow_classic)
     command = [sys.executable, "-c", code, str(desk.folder)] + list(arguments) + [host, kernel]
     return end.launch(command=command, environment=desk.environment(machine, **options.pop("env", {})))

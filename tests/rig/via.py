@@ -5,11 +5,11 @@ import shutil
 import sys
 
 import pytest
-import relay_rig
+
 import rig
-import slurm_rig
-from conftest import make_machine
-from relays import SERVER, relay_folder
+from rig import logins, slurm
+from rig.desk import make_machine
+from rig.relays import SERVER, relay_folder
 
 SRUN = "srun -n1 -u"
 
@@ -18,7 +18,7 @@ def make_cluster(request):
     """A kernel machine, and the Slurm whose login node it is, for as long as ``request`` lasts."""
     machine = make_machine(request, sshd_options=list(SERVER))
     try:
-        cluster = slurm_rig.Cluster(machine).__enter__()
+        cluster = slurm.Cluster(machine).__enter__()
     except rig.Unavailable as reason:
         assert not os.environ.get("CI"), reason
         pytest.skip(str(reason))
@@ -33,7 +33,7 @@ def nothing_remains(desk, cluster):
         rig.wait_until(lambda: not cluster.jobs(), 10, "the end of all jobs")
         rig.wait_until(lambda: not cluster.left(), 10, "the end of all on both nodes")
     except AssertionError as error:
-        left = [relay_rig.describe(pid) for pid in cluster.left()]
+        left = [logins.describe(pid) for pid in cluster.left()]
         cluster.ask("scancel", "--user=root")
         for pid in cluster.left():
             rig.end_process(pid)
