@@ -616,12 +616,6 @@ def test_byte_code_lies_where_the_drop_ins_look(tmp_path):
     assert tree(tmp_path / ".Wolfram") == before
 
 
-def test_the_scripts_need_nothing_but_the_standard_library():
-    script = os.path.join(rig.LAUNCHERS, ".ci", "stdlib_only.py")
-    names = [os.path.join(rig.LAUNCHERS, name) for name in ("tunnel.py", "tunnel_sub.py", "install.py")]
-    assert subprocess.call([sys.executable, script] + names, stdout=subprocess.DEVNULL) == 0
-
-
 # -- what was installed is used
 
 
