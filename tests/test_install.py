@@ -615,15 +615,6 @@ def test_byte_code_lies_where_the_drop_ins_look(tmp_path):
     assert tree(tmp_path / ".Wolfram") == before
 
 
-<<<<<<< HEAD
-def test_the_scripts_need_nothing_but_the_standard_library():
-    script = os.path.join(rig.LAUNCHERS, ".ci", "stdlib_only.py")
-    names = [product.path(name) for name in product.files() + ["install.py"]]
-    assert subprocess.call([sys.executable, script] + names, stdout=subprocess.DEVNULL) == 0
-
-
-=======
->>>>>>> h_ci
 # -- what was installed is used
 
 
