@@ -5,9 +5,18 @@ A front end creates a main link, runs this script with the link's name, and expe
 kernel quits. The script starts OpenSSH's ``ssh`` (or PuTTY's ``plink``) with one forward for each port of
 each link, has it run the kernel with a link name that is valid over there, and watches it to the end.
 
-The file reads in one direction: values, parsed and checked once; plans, pure functions from values to
-argument lists; the world, where things are found, started and watched; ``main``. Imports that few launches
-need stay inside the functions that need them, since start-up time is a feature.
+It holds what the shell scripts did that it replaces, and works alone; each file of the folder ``tunnel_lib``,
+loaded when it is needed, does one thing that they did not. The parts, each built on those before it:
+
+    values             what a user gave, parsed and checked once: Destination, LinkName, Kernel, Request
+    plans              pure functions from values to argument lists: Plan, Settings, OpenSSH, Plink
+    tries              what a try finds out, and what follows: Facts, note(), after(), verdict()
+    world              finding, logging, waiting, starting: find_client(), Log, Loop, Client
+    channels           the bytes of links: SocketEnd, Channel, Switchboard, Delivery, Forwards
+    one launch         Askpass, LogPipe, Transcript, Try, ForwardedTry, Launch
+    main               from the arguments to the exit code: main(), start(), detach()
+
+Imports that few launches need stay inside the functions that need them: start-up time is a feature.
 """
 
 import os
@@ -28,8 +37,6 @@ ALIVE_SECONDS, ALIVE_COUNT = 15, 3  # a server that has fallen silent is noticed
 VERIFY_SECONDS = 0.3  # how long a path that has not been seen to run may still turn out to be wrong
 SHARED_SECONDS = 20  # how long the process behind a shared connection may take to answer
 SESSION_SECONDS = 1.0  # until an old client that shares a connection and says no more is taken to have a session
-HUNG_SECONDS = 3.0  # until a connection over which no session comes is given up
-NEW_SECONDS = 60  # the same from its login on: what the server does for that may go on
 LOST_SECONDS = 5.0  # from the main link's end to that of a kernel which has not noticed
 STALL_SECONDS = 60  # how long a front end may take none of what its kernel has left behind
 QUIET_SECONDS = 5  # how long nothing may come, after the kernel's end, from who still holds its connections
@@ -38,46 +45,27 @@ KNOWN_SECONDS = 2.0  # the same where the kernel's exit code is known already
 KILL_SECONDS = 1.0  # from SIGTERM to SIGKILL
 FRONT_END_SECONDS = 1.0  # how often to look whether there is still a front end, until its kernel connects
 CALLBACK_SECONDS = 120  # a kernel that has not called back by then is noted in the log
-NAMES_SECONDS = 300  # how long the switchboard looks for link names
-HOLD_SECONDS = 0.2  # how long it holds the beginning of what may become a link name
-CERTAIN_SECONDS = 2.0  # the same where the length before it says that there is more to come
 SMALL = 4096  # bytes; a peer that writes less at once, and again, may be waiting for the first to be acknowledged
 LOG_BYTES = 1 << 20  # of what a client, a server or a kernel says, how much goes into the log
-RELAY_SECONDS = 60  # until a relay that has been sent has to answer
 VIA_LENGTH = 4096  # of a command, in characters
 PATH_LENGTH = 4096  # of a kernel's path: more no system takes
 RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
-SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
 # Prompts that are no attempt at a login: what is not answered is passed over, or refused on this machine.
-HARMLESS = (
-    "Enter passphrase for ",
-    "Enter PIN for ",
-    "The authenticity of host ",
-    "Are you sure ",
-    "Confirm ",
-    "Please type ",
-)
+HARMLESS = ("Enter passphrase for ", "Enter PIN for ", "The authenticity of host ", "Are you sure ")
+HARMLESS += ("Confirm ", "Please type ")
 PREFIXED = (8, 5)  # from here on OpenSSH says who asks, when a server asks
 SAYS_SESSION = (8, 5)  # and at the latest from here on that a session over a shared connection stands
 ENDING = ("SIGTERM", "SIGINT", "SIGHUP")  # signals that ask a launch to end
 TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
 NO_ROOM = (28, 122, 69)  # ENOSPC, EDQUOT on Linux and macOS
 
-# What makes ssh ask without a terminal.
-ASKING = ("DISPLAY", "WAYLAND_DISPLAY", "SSH_ASKPASS", "SSH_ASKPASS_REQUIRE")
 DEFECT = "a defect of tunnel stopped the launch{}; TUNNEL_DEBUG=1 logs where"
-TOO_SHORT = "link name {} is too short to be replaced: left alone; create links with -LinkHost 127.0.0.1"
 FAREWELLS = ("Connection to ", "Shared connection to ")  # the rest is "closed."; ssh's own, on stderr
-SAYS_NOTHING = FAREWELLS + ("debug1: ", "OpenSSH_", "Killed by signal ")  # a jump host's client is as verbose
-NO_REASON = ("Authenticated to ", "Forwarded port opened", "Warning: Permanently added ")  # for a client's end
-QUOTED_LENGTH = 200  # of what somebody else has said, how much goes into a line
 BY_SIGNAL = "by a signal (out of memory?)"
 REFUSED_TERMINAL = "PTY allocation request failed"  # as the client of a shared connection has it on stderr
 NO_TERMINAL = "the server allows no terminal: a computing kernel may outlive the connection"
-EXPOSED = (
-    "this server opens the forwarded ports to its whole network (GatewayPorts yes in its sshd_config), and only"
-    " it can change that; --relay forwards none"
-)
+EXPOSED = "this server opens the forwarded ports to its whole network (GatewayPorts yes in its sshd_config), "
+EXPOSED += "and only it can change that; --relay forwards none"
 
 EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE = 2, 69, 70
 
@@ -247,6 +235,7 @@ class Kernel:
     """The kernel program on the remote machine, and what its path says about it."""
 
     __slots__ = ("path", "version")
+    quotes = {"\\": '"\\\\"', "!": '"\\!"', "$": "\"'$'\"", "`": "\"'`'\"", '"': '"\'"\'"'}
 
     def __init__(self, path):
         """:raises Fatal: the path is empty, or cannot be quoted for the remote shell"""
@@ -290,10 +279,7 @@ class Kernel:
         for start, written in (("~/", '~/"'), ("$HOME/", '"$HOME/')):
             if self.path.startswith(start):
                 prefix, rest = written, self.path[len(start) :]
-        return prefix + "".join(QUOTED.get(character, character) for character in rest) + '"'
-
-
-QUOTED = {"\\": '"\\\\"', "!": '"\\!"', "$": "\"'$'\"", "`": "\"'`'\"", '"': '"\'"\'"'}
+        return prefix + "".join(self.quotes.get(character, character) for character in rest) + '"'
 
 
 def version_in(path):
@@ -574,6 +560,7 @@ def event_in(forms, line, stage):
     return None
 
 
+OVERRIDDEN = 'Forwarding listen address "*" overridden by server GatewayPorts'  # as a server says it
 BEFORE_LOGIN, BEFORE_START = (SILENT, ANSWERED), (SILENT, ANSWERED, LOGGED_IN)
 
 
@@ -624,11 +611,7 @@ class OpenSSH:
         Form("channel_setup_fwd_listener_tcpip: getaddrinfo(127.0.0.1): *", "family", BEFORE_START),
         Form("connect_to 127.0.0.1: unknown host (*)", "family"),
         Form("debug1: Remote: Server has disabled port forwarding.", "no forwarding", BEFORE_START),
-        Form(
-            'debug1: Remote: Forwarding listen address "*" overridden by server GatewayPorts',
-            "exposed",
-            BEFORE_START,
-        ),
+        Form("debug1: Remote: " + OVERRIDDEN, "exposed", BEFORE_START),
         # The session.
         Form("debug1: Sending command: *", "session", (LOGGED_IN,)),
         Form("PTY allocation request failed on channel *", "no terminal"),
@@ -764,11 +747,7 @@ class Plink:
         Form("Local port *:* forwarding to * failed: *", "port", BEFORE_START),
         Form("Local IPv4 port *:* forwarding to * failed: *", "port", BEFORE_START),
         Form("Remote debug message: Server has disabled port forwarding.", "no forwarding", BEFORE_START),
-        Form(
-            'Remote debug message: Forwarding listen address "*" overridden by server GatewayPorts',
-            "exposed",
-            BEFORE_START,
-        ),
+        Form("Remote debug message: " + OVERRIDDEN, "exposed", BEFORE_START),
         Form('plink: unknown option "-pwfile"', "old plink", (SILENT,)),
         Form("FATAL ERROR: Cannot answer interactive prompts in batch mode", "refused", BEFORE_LOGIN),
         Form("FATAL ERROR: Configured password was not accepted", "refused", BEFORE_LOGIN),
@@ -839,15 +818,13 @@ def client_environment(environ):
 def is_password_prompt(prompt, user, host, alone, prefixed=True):
     """Whether ssh asks for the password of this very login, and for nothing else.
 
-    :param user: whom ssh logs in
+    OpenSSH writes ``user@host's password: `` for password authentication, cut to 30 and 128 characters
+    (sshconnect2.c), and since 8.5 ``(user@host) `` before what the server asks for keyboard-interactive. Where
+    that prefix may be missing, a prompt is only trusted when nobody else can ask.
+
     :param host: the host as ssh knows it, aliases resolved
     :param alone: whether no jump host could be the one that asks
     :param prefixed: whether this ssh is known to say who asks
-
-    OpenSSH writes ``user@host's password: `` for password authentication, cut to 30 and 128 characters
-    (sshconnect2.c), and puts ``(user@host) `` before what the server asks for keyboard-interactive, since
-    8.5. Where that prefix may be missing, any server could ask in these words: then it is only trusted when
-    nobody else can ask.
     """
     prompt = prompt.strip()
     if prompt == "{}@{}'s password:".format(user[:30], host[:128]):
@@ -862,197 +839,7 @@ def is_password_prompt(prompt, user, host, alone, prefixed=True):
     return asked in [form.format(user, host).lower() for form in forms]
 
 
-def loopback_of(length):
-    """127.0.0.1 written with ``length`` characters, zero-padded or shortened as inet_aton(3) reads it.
-
-    :returns: the text, or None where it takes more characters
-    """
-    for head in ("127.0.0.", "127.0.", "127."):
-        if length > len(head):
-            return head + "1".zfill(length - len(head))
-    return None
-
-
-def rewritten(name, ports):
-    """A link name with other ports, on the loopback, each of its two parts as long as before.
-
-    :param name: the text of a link name
-    :returns: the text, or None where a part is too short
-    """
-    parts = []
-    for part, port in zip(name.split(","), ports):
-        host = loopback_of(len(part) - len(str(port)) - 1)
-        if host is None:
-            return None
-        parts.append("{}@{}".format(port, host))
-    return ",".join(parts)
-
-
-class Names:
-    """What the two sides are told for each other's link names. Pure: no sockets, no clock.
-
-    :param main: the texts that name the main link itself; they stay as they are
-    :param pairs: the ports that take the place of those in the first names, in this order
-    """
-
-    def __init__(self, main, pairs):
-        self.main, self.pairs = tuple(main), list(pairs)
-        self.given = {}  # name: what is told for it
-        self.short = []  # names that were too short to be replaced
-
-    def replace(self, text):
-        """What is told for a link name; None for one that has to stay as it is."""
-        if text in self.main or text in self.given or self.finished:
-            return self.given.get(text)
-        told = rewritten(text, self.pairs[len(self.given)])
-        if told is None:
-            self.short += [] if text in self.short else [text]
-            return None
-        self.given[text] = told
-        return told
-
-    def target(self, position):
-        """Where the link leads whose channel came in at one of the ports.
-
-        :param position: the port's place among all of the pairs
-        :returns: host and port; None when nobody has been told that port yet
-        """
-        names = list(self.given)
-        if position // 2 >= len(names):
-            return None
-        return LinkName.parse(names[position // 2]).ends[position % 2]
-
-    @property
-    def finished(self):
-        """Whether no name can be replaced any more."""
-        return len(self.given) == len(self.pairs)
-
-
-class NameReplacer:
-    """Replaces link names in a stream of bytes, one chunk after the other, at equal length.
-
-    :param replace: called with the text of a link name, returns what to put there, or None
-
-    Strings travel in the data channel as ``~``, their length, their bytes: below 64 the length is one byte
-    0x40 + n, from there on decimal digits and a blank (measured, WSTP revision 48). A string whose length is told
-    is a name as a whole or not at all. The beginning of what may become a name is held back: where a length
-    stands before it, if that fits; where none does, as with a library that writes strings in another way, unless
-    it follows a blank, a colon or a letter, which leaves the numbers of the greeting alone.
-    """
-
-    LONGEST = 2 * (5 + 1 + 255) + 1  # bytes of a name
-    HISTORY = 1024  # how far back is looked for the string in which a text stands
-
-    start = None  # the first of the patterns
-
-    def __init__(self, replace):
-        self.replace = replace
-        self.held = b""
-        self.before = b""  # the bytes that went on last
-        self.prepare()
-
-    @classmethod
-    def prepare(cls):
-        """Make the patterns, unless that has been done: it takes some milliseconds that nobody should wait for."""
-        if cls.start:
-            return
-        import re
-
-        host = rb"[0-9A-Za-z.:_%-]"
-        end = rb"\d{1,5}@" + host + rb"{1,255}"
-        # The byte before may be a length or a quote; with a digit, a dot or a comma it is no beginning.
-        start = rb"(?<![0-9.,])"
-        cls.start = re.compile(start + rb"\d{1,5}@")
-        cls.whole = re.compile(end + rb"," + end)
-        cls.alone = re.compile(cls.whole.pattern + rb"(?=[^0-9A-Za-z.:_%@,-])")
-        # The beginning of a name, or a name of which it is not certain that it ends here.
-        part = host + rb"{0,255}"
-        cls.beginning = re.compile(start + rb"\d{1,5}(@" + part + rb"(,(\d{1,5}(@" + part + rb")?)?)?)?\Z")
-        cls.mark = re.compile(rb"~(?:[@-\x7f]|\d{2,9} )")
-
-    @property
-    def is_certain(self):
-        """Whether what is held is the beginning of a string of which more has to come."""
-        return bool(self.held) and length_before(self.before, len(self.before)) is not None
-
-    def feed(self, data):
-        """Take the next bytes; return those that can go on. The rest waits for more, or for :meth:`flush`."""
-        first = len(self.before)
-        data = self.before + self.held + bytes(data)
-        done, position = [], first
-        found = self.start.search(data, first) if b"@" in data else None
-        while found:
-            text = self._name_at(data, found.start())
-            if text:
-                done += [data[position : found.start()], self._told(text)]
-                position = found.start() + len(text)
-            found = self.start.search(data, max(found.end(), position))
-        # No beginning lies further back than a name is long.
-        tail = self.beginning.search(data, max(position, len(data) - self.LONGEST))
-        end = tail.start() if tail and self._may_go_on(data, tail.start()) else len(data)
-        self.held = data[end:]
-        return self._passed(b"".join(done) + data[position:end])
-
-    def flush(self):
-        """Return the bytes that were held."""
-        data, self.held = self.held, b""
-        return self._passed(data)
-
-    def _passed(self, data):
-        self.before = (self.before + data)[-self.HISTORY :]
-        return data
-
-    def _name_at(self, data, position):
-        """The name that stands in ``data`` at ``position``; None for none, or for one that is not all there."""
-        length = length_before(data, position)
-        if length is not None:
-            text = data[position : position + length]
-            return text if len(text) == length and self.whole.fullmatch(text) else None
-        match = self.alone.match(data, position)
-        return match.group() if match and not self._within(data, position) else None
-
-    def _within(self, data, position):
-        """Whether ``position`` lies within a string whose length is told."""
-        marks = self.mark.finditer(data, max(0, position - self.HISTORY), position)
-        return any(mark.end() + length_before(data, mark.end()) > position for mark in marks)
-
-    def _may_go_on(self, data, position):
-        """Whether the beginning of a name that ``data`` ends with may become a whole one."""
-        text, length = data[position:], length_before(data, position)
-        if length is not None:
-            return len(text) + missing(text) <= length <= self.LONGEST and len(text) < length
-        ordinary = data[position - 1 : position].isalpha() or data[position - 1 : position] in (b" ", b":")
-        return (len(text) > 3 or not ordinary) and not self._within(data, position)
-
-    def _told(self, name):
-        text = name.decode("ascii")
-        try:
-            LinkName.parse(text)
-        except Fatal:
-            return name
-        return (self.replace(text) or text).encode("ascii")
-
-
-def missing(beginning):
-    """How many bytes the beginning of a link name lacks at least."""
-    one, comma, other = beginning.partition(b",")
-    # Of a digit, an @, a host.
-    has = [bool(part) + (b"@" in part) + bool(part.partition(b"@")[2]) for part in (one, other)]
-    return 7 - sum(has) - len(comma)
-
-
-def length_before(data, position):
-    """The length that stands before a string in the data channel; None where none does."""
-    if position >= 2 and data[position - 2] == 0x7E and 0x40 <= data[position - 1] < 0x80:
-        return data[position - 1] - 0x40
-    if position >= 4 and data[position - 1] == 0x20:
-        digits = data[max(0, position - 11) : position - 1].rpartition(b"~")
-        if digits[1] and digits[2].isdigit():
-            return int(digits[2])
-    return None
-
-
-# ----------------------------------------------------------------------------------- tries: facts, verdicts
+# ----------------------------------------------------------------------------------------------- tries
 
 # What may come between a try and a kernel that runs. Of several the one that stands first here counts: what
 # it says is the more certain.
@@ -1098,7 +885,7 @@ class Facts:
         return self.proxy and not self.reached
 
     @property
-    def told(self):
+    def said_by_others(self):
         """What servers and jump hosts have said; plink marks that."""
         return self.aside + [line[2:] for line in self.said if line.startswith("| ")]
 
@@ -1251,7 +1038,7 @@ RULES = {
     "family": ("AddressFamily of the ssh configuration leaves out 127.0.0.1: any", any_family),
     "no terminal": (NO_TERMINAL, no_terminal),
     "guard": (
-        "the login has no terminal at its standard input: the kernel is run without a look",
+        "the login's standard input is no terminal: it is run without a look",
         once("guarded", False),
     ),
     "stale": ("the shared connection is gone", another_connection),
@@ -1259,253 +1046,6 @@ RULES = {
     "full": ("the shared connection takes no further kernel, or does not answer", full),
     "dropped": ("the server closed the connection before the login", try_again_later),
 }
-
-
-UNANSWERED = (
-    "{host} did not answer{seconds}{each}",
-    "check the name, the port, firewalls and VPN; -o ConnectTimeout=60 waits longer",
-)
-CHECK_LOGIN = "check user, password and keys (password-less login needs a key that the server knows): {by_hand}"
-
-# What a client says when a launch fails (a regular expression that its whole message has to match), what that
-# means, and what to try next. The first that is found counts, so the more specific stand first.
-DIAGNOSES = (
-    (
-        r"@\s+WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!\s+@|WARNING - POTENTIAL SECURITY BREACH!"
-        r"|(?:\S+ h|H)ost key for \S+ has changed and you have requested strict checking\."
-        r"|(?:FATAL ERROR: )?Host key (?:not|did not appear) in manually configured list",
-        "the host key of {host} has changed: this may be another machine, or an attack",
-        "if the change is known to be right, remove the old key with"
-        " `ssh-keygen -R {host}` (PuTTY: connect once with putty) and try again",
-    ),
-    (
-        r"The (?:server's )?host key is not cached.*|No \S+ host key is known for \S+ and .*"
-        r"|(?:FATAL ERROR: )?Cannot confirm a host key in batch mode",
-        "the host key of {host} is unknown{fingerprint}",
-        "check it, then accept it once by hand: {by_hand}",
-    ),
-    (
-        r".*host key.* is marked as revoked.*|.* host key for .* was revoked .*",
-        "the host key of {host} has been revoked here (known_hosts)",
-        "ask who runs that machine: this may be an attack",
-    ),
-    (
-        r"Host key verification failed\.",
-        "the host key of {host} was refused",
-        "connect once by hand: {by_hand}",
-    ),
-    (
-        r"(?:\S+: Could not resolve host\S* \S+: |(?:FATAL ERROR: )?Unable to open connection: ?)?"
-        r"(?:Temporary failure in name resolution|This is usually a temporary error during hostname resolution.*"
-        r"|Non-recoverable failure in name resolution)",
-        "the name {host} could not be looked up",
-        "no name server answers: check the network and VPN",
-    ),
-    (
-        r"bind \S+: .*|getifaddrs: .*",
-        "this machine lacks the address from which ssh is to connect ({found})",
-        "connect the VPN that has it, or take BindAddress out of ~/.ssh/config",
-    ),
-    (
-        r"\S+: Could not resolve host.*"
-        r"|(?:FATAL ERROR: |\S+: )?(?:Unable to open connection:.*)?[Hh]ost does not exist"
-        r"|(?:Unable to open connection: ?)?(?:Name or service not known|nodename nor servname.*"
-        r"|No address associated with hostname|Host not found)",
-        "no machine named {host} is known here",
-        "check the name, or its Host entry in ~/.ssh/config",
-    ),
-    (
-        r"command-line:? line 0: unsupported option \"accept-new\".*|.*Bad configuration option: remotecommand",
-        "this ssh is older than OpenSSH 7.6",
-        "install a newer one and name it with --client or TUNNEL_SSH",
-    ),
-    (
-        r'plink: unknown option "-pwfile"',
-        "this plink is older than 0.77, and would need the password in its arguments, where all can read it",
-        "install a newer PuTTY, or log in with a key",
-    ),
-    (
-        r"\S+ line \d+: (?:[Bb]ad|[Uu]nsupported|[Mm]issing|[Gg]arbage|[Ii]nvalid|no argument|extra arguments) .*"
-        r"|Bad owner or permissions on .*|plink: (?:unknown )?option .*|command-line:? line 0: .*"
-        r"|.*: terminating, \d+ bad configuration options",
-        "the client rejected its options",
-        "check -o and ~/.ssh/config: {found}",
-    ),
-    (
-        r"ssh: connect to host \S+ port \S+: Connection refused"
-        r"|FATAL ERROR: (?:Network error: )?Connection refused",
-        "{host} refused the connection: no SSH server listens there",
-        "check the port, and that the SSH server runs",
-    ),
-    (
-        r"ssh: connect to host \S+ port \S+: (?:Connection|Operation) timed out"
-        r"|FATAL ERROR: (?:Network error: )?Connection timed out|Connection timed out during banner exchange"
-        r"|(?:banner exchange: )?Connection to \S+ port \d+(?: timed out|: Connection timed out)",
-        *UNANSWERED,
-    ),
-    (
-        r"ssh: connect to host \S+ port \S+: (?:No route to host|(?:Network|Host) is (?:unreachable|down))"
-        r"|FATAL ERROR: (?:Network error: )?(?:No route to host|(?:Network|Host) is (?:unreachable|down))",
-        "there is no route to {host}",
-        "check the network, VPN or jump host",
-    ),
-    (
-        r"Received disconnect from \S+ port \d+:\d+: Too many authentication failures"
-        r"|Disconnecting .*: Too many authentication failures|\"Too many authentication failures\"",
-        "{host} ended the login after too many keys were offered",
-        "name the right key with IdentityFile and set IdentitiesOnly=yes",
-    ),
-    (
-        r"Unable to negotiate with .*|no matching .* found.*|(?:FATAL ERROR: )?Couldn't agree an? .*",
-        "client and server share no algorithm",
-        "update one of them: {found}",
-    ),
-    (
-        r"(?:\S+@\S+: )?Permission denied \((?P<methods>[^)]*)\)\.|(?:FATAL ERROR: |Disconnected: )?No supported"
-        r" authentication methods available \(server sent: (?P<sent>[^)]*)\)|Access denied"
-        r"|(?:FATAL ERROR: )?(?:Configured password was not accepted"
-        r"|Cannot answer interactive prompts in batch mode|Unable to authenticate)"
-        r"|Disconnected: Unable to authenticate",
-        "{host} refused the login{methods}",
-        CHECK_LOGIN,
-    ),
-    (r"Permission denied, please try again\.", "{host} refused the login", CHECK_LOGIN),
-    (
-        r"(?:kex|ssh)_exchange_identification: (?:Connection closed by remote host|read: .*|No banner received)"
-        r"|(?:FATAL ERROR: )?(?:Remote side|Server) unexpectedly closed .*"
-        r"|Connection (?:closed|reset) by .*|FATAL ERROR: (?:Network error: )?Connection reset by peer",
-        "{host} {closed}",
-        "{advice}{aside}",
-    ),
-)
-# The same for a connection that ended in use, wherever ssh was just then; the least specific.
-LOST_DIAGNOSES = (
-    (
-        r"Connection to .* closed by remote host\.|client_loop: send disconnect: .*"
-        r"|\w+: .*: (?:Broken pipe|Connection reset by peer)",
-        "{host} {closed}",
-        "{advice}{aside}",
-    ),
-)
-DIAGNOSES += LOST_DIAGNOSES
-# When a server has closed a connection, and what to do: before the key exchange, after it, and after the login.
-CLOSED_WORDS = (
-    {
-        "closed": "closed the connection before the login",
-        "advice": "it may be overloaded (MaxStartups), or refuse this machine; try again later",
-    },
-    {
-        "closed": "closed the connection during the login",
-        "advice": "it may not let this account in, or not wait as long as the login takes; ask who runs it",
-    },
-    {
-        "closed": "closed the connection right after the login",
-        "advice": "the network may have failed, or the server cannot give this account a session (ChrootDirectory,"
-        " PAM); try again, or ask who runs it",
-    },
-)
-
-# The same for what a server says of an account that it lets in, but not to do anything.
-ACCOUNT_DIAGNOSES = (
-    (
-        r"(?:\| )?You are required to change your password .*|(?:WARNING: )?Your password has expired\.?"
-        r"|Password expired\. .*|Password change required but no TTY available\.",
-        "the password on {host} has expired",
-        "log in by hand and change it: {login} ({found})",
-    ),
-    (
-        r"(?:There were )?[Tt]oo many logins for .*",
-        "{host} lets this account in no more often at the same time",
-        "end what else it runs there ({found})",
-    ),
-)
-
-# The same for what a jump host's client says.
-JUMP_DIAGNOSES = (
-    (
-        r"\S+@(?P<who>\S+): Permission denied \((?P<methods>[^)]*)\)\.",
-        "{who}, on the way to {host}, refused the login{methods}",
-        CHECK_LOGIN,
-    ),
-    (
-        r"channel \d+: open failed: (?:connect failed|administratively prohibited): .*|stdio forwarding failed",
-        "the jump host does not reach {host} ({found})",
-        "check the name, the port, and that the SSH server runs there",
-    ),
-)
-
-# The same for a kernel that ended before it called back, from its exit code and what it printed: the code is
-# asked first, since words can stand in a path, too.
-KERNEL_CODES = {
-    127: ("there is no kernel {kernel} on {host}", "check the path with: {by_hand}"),
-    126: ("{kernel} on {host} cannot be executed", "check the path and its permissions with: {by_hand}"),
-}
-# The same for a script at the kernel's path that ends in that way itself, or that nothing here can run; the path
-# stands before what it, or a shell, says of it.
-SCRIPT_DIAGNOSES = (
-    (
-        r".*{}: (?:(?:line )?\d+: .*|.*\bbad interpreter\b.*|.*\brequired file not found)",
-        "{kernel} on {host} could not start the kernel: {found}",
-        "run it by hand: {by_hand}",
-    ),
-)
-LIBRARY_DIAGNOSES = (
-    (
-        r"the kernel cannot be started: .*",  # says the relay
-        "{found} ({kernel} on {host})",
-        "what a kernel needs may have run out there: processes, open files, terminals, ports",
-    ),
-    (
-        r".*(?:error while loading shared libraries|symbol lookup error|version `\S+' not found).*"
-        r"|.*Library not loaded.*",
-        "the kernel {kernel} lacks a library: {found}",
-        "what sets it up for you by hand (a module, LD_LIBRARY_PATH) has to stand in the file that the login shell"
-        " on {host} reads without a terminal; try: {by_hand}",
-    ),
-)
-AMISS = r"\b(?:no|not|cannot|can't|unable|invalid|expired|denied|failed|failure|exceeded|error)\b"
-LICENCE_DIAGNOSES = (
-    (
-        r".*\bvalid password\b.*|.*\bnot activated\b.*|.*\bactivation\b.*"
-        r"|.*{0}.*\blicen[sc]e.*|.*\blicen[sc]e.*{0}.*".format(AMISS),
-        "the kernel {kernel} found no licence",
-        "activate it on {host}, or free a licence: {found}",
-    ),
-)
-# Shells whose exit code does not tell (csh, cmd.exe) say it in a line that names the path.
-SHELL_DIAGNOSES = (
-    (r".*(?:No such file or directory|Command not found|not recognized as|cannot find).*", *KERNEL_CODES[127]),
-    (r".*(?:Permission denied|cannot execute|Exec format error|is a directory)\.?", *KERNEL_CODES[126]),
-)
-
-
-def diagnose(table, lines, words, any_case=False):
-    """Explain a failure.
-
-    :param table: rows of pattern, meaning, advice
-    :param lines: what was said
-    :param words: a dict for the words in braces
-    :returns: one line, or None when no row fits
-    """
-    import re
-
-    flags = re.IGNORECASE if any_case else 0
-    for pattern, what, advice in table:
-        for line in lines:
-            match = re.match("(?:{})$".format(pattern), line.strip(), flags)
-            if match:
-                groups = match.groupdict()
-                methods = groups.get("methods") or groups.get("sent")
-                key = re.search(r"(?:SHA256:|ssh-\S+ \d+ )\S+", "\n".join(lines))
-                words = dict(
-                    words,
-                    found=line.strip(),
-                    methods=" (it offers: {})".format(methods) if methods else "",
-                    fingerprint=" ({})".format(key.group()) if key else "",
-                    who=groups.get("who"),
-                )
-                return "{}; {}".format(what, advice).format(**words)
-    return None
 
 
 def verdict(dialect, facts, signal=None):
@@ -1526,155 +1066,11 @@ def verdict(dialect, facts, signal=None):
     return dialect.failure if facts.killed else facts.code or 1
 
 
-def explain(launch, facts, settings, request=None):
-    """Why a launch has failed, and what to try next: one line, from what its last try has found out.
-
-    :param launch: for its client, and how long it has waited
-    :param request: another than the launch's own
-    """
-    request = request or launch.request
-    words = words_for(launch, facts, settings, request)
-    why = explain_kernel(facts, words) or explain_connection(launch.dialect, facts, settings, words)
-    return "launching {} on {}: {}".format(request.role, request.destination, why)
-
-
-def words_for(launch, facts, settings, request):
-    """What stands for the words in braces."""
-    there, ssh = request.destination, launch.dialect is OpenSSH
-    login = ["ssh" if ssh else os.path.basename(launch.program)]
-    login += ["-p" if ssh else "-P", str(there.port)] if there.port else []
-    login += ["-l", there.user] if there.user else []
-    terminal = settings and settings.terminal and request.relay is None
-    kernel = [there.host, (request.via + " " if request.via else "") + request.kernel.quoted]
-    aside = last_of(facts.told) if facts.proxy or facts.reached else ""
-    silent = [line for line in facts.notes if line.startswith("debug1: connect to address ")]
-    addresses = sum(line.endswith(" timed out") for line in silent)
-    return dict(
-        CLOSED_WORDS[2 if facts.stage >= LOGGED_IN else facts.reached],
-        host=there.host,
-        kernel=request.kernel.path,
-        login=printable_command(login + [there.host]),
-        by_hand=printable_command(login + kernel),
-        at_terminal=printable_command(login + (["-tt" if ssh else "-t"] if terminal else []) + kernel),
-        shell="; a start-up file there may start another shell where there is a terminal: try --relay"
-        if terminal
-        else "",
-        seconds=" within {} s".format(launch.connect_seconds) if launch.connect_seconds else "",
-        each=" at each of {} addresses".format(addresses) if addresses > 1 else "",
-        aside="; {}: {}".format("on the way there" if facts.on_the_way else "it said", aside) if aside else "",
-    )
-
-
-def last_of(lines):
-    """The last line that says something; empty for none."""
-    found = [line.strip() for line in lines if not line.startswith(SAYS_NOTHING)]
-    return ([""] + [line for line in found if any(map(str.isalnum, line))])[-1][:QUOTED_LENGTH]
-
-
-NOT_CALLED_BACK = "the kernel has not called back within {} s; run it by hand: {at_terminal}{shell}"
-
-
-def explain_kernel(facts, words):
-    """What became of a kernel that had been started; None where none had."""
-    if facts.stopped_by == "no kernel":
-        return NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words)
-    if facts.obstacle in EXPLAINED or facts.stage < STARTED:
-        return None
-    if facts.stopped_by == "links held" and facts.connected:
-        return (
-            "the kernel has ended; its exit code is not known, since the front end, or a process that the kernel"
-            " has left behind, keeps its links open"
-        )
-    if not facts.kernel_ended:
-        said = [line for line in facts.said if not line.startswith(NO_REASON)]
-        last = (["it said nothing"] + facts.printed + said)[-1].strip()
-        if not facts.killed and 128 < (facts.code or 0) < 160:
-            last = "the client was ended by signal {}".format(facts.code - 128)
-        return "the connection was lost ({}); the kernel is hung up on when the server notices".format(last)
-    code = facts.kernel_code
-    if facts.signal:
-        text = "the kernel {kernel} was ended {} before it called back; run it by hand: {by_hand}"
-        return text.format(BY_SIGNAL, **words)
-    path = words["kernel"]  # which may hold any words
-    found = diagnose(LIBRARY_DIAGNOSES, facts.printed, words, any_case=True) if code else None
-    if code in KERNEL_CODES:
-        found = found or diagnose(of_script(path), facts.printed[::-1], words)
-        found = found or "; ".join(KERNEL_CODES[code]).format(**words)
-    about = [line for line in facts.printed if path in line or "\\" in path]  # cmd.exe does not name it
-    about = [line.replace(path, "") for line in about if code in (None, 1, 9009)]
-    printed = [line.replace(path, "") for line in facts.printed]
-    found = found or diagnose(SHELL_DIAGNOSES, about, words, any_case=True)
-    found = found or diagnose(LICENCE_DIAGNOSES, printed, words, any_case=True)
-    last = last_of(facts.printed)
-    how = (", " + ending(facts, code) if code is not None else "") + (" ({})".format(last) if last else "")
-    text = "the kernel {kernel} ended before it called back{}; run it by hand: {by_hand}"
-    return found or text.format(how, **words)
-
-
 def ending(facts, code):
     """How a kernel has ended, as far as that is known. A client that shares a connection hears of no signal."""
     if facts.signal:
         return BY_SIGNAL
     return "with exit code {}".format(code) + (", or " + BY_SIGNAL if facts.shared and code == 255 else "")
-
-
-def of_script(path):
-    """SCRIPT_DIAGNOSES for a kernel's path, of which the shell may have put the beginning in place."""
-    import re
-
-    for start in ("~", "$HOME"):
-        path = path[len(start) :] if path.startswith(start + "/") else path
-    return [(row[0].replace("{}", re.escape(path)),) + row[1:] for row in SCRIPT_DIAGNOSES]
-
-
-SECOND_FACTOR = " a second factor log in by hand and share that connection (ControlMaster of OpenSSH)"
-# What an obstacle means to which there is no further try, or why no connection was waited for any longer.
-EXPLAINED = {
-    "no answer": "; ".join(UNANSWERED),
-    "front end gone": "the front end has closed the main link, and nothing is run for it",
-    "no login": "the login on {host} did not come to an end within {limit} s; try: {by_hand}",
-    "asked": "the login on {host} asks for what nobody can answer here ({evidence}); a jump host needs a key; for"
-    + SECOND_FACTOR,
-    "half": "the login on {host} needs a second step, which nobody has taken here ({half}); check the password, if"
-    " it is that; a step that asks nothing, such as a push, needs -o BatchMode=no; for" + SECOND_FACTOR,
-    "no forwarding": "the server forwards no ports; use --relay, which needs none, or set AllowTcpForwarding"
-    " yes in its sshd_config; if it forwards those of others, see what it says to {login}{aside}",
-    "port": "{blocks} blocks of ports were refused ({evidence}); if the server forbids forwarding, use"
-    " --relay, which needs none, or set AllowTcpForwarding yes in its sshd_config{aside}",
-    "held": "{blocks} blocks of ports were tried, and each had one in use on the kernel machine ({evidence})",
-    "family": "AddressFamily leaves out the loopback address 127.0.0.1, where links are; take the option away",
-    "no session": "the server allows no session on this connection (MaxSessions in its sshd_config)",
-    "no opening": "the server lets nobody reach its loopback, where kernels up to 11.0 listen; use --relay, which"
-    " needs no forwards, or set AllowTcpForwarding yes and PermitOpen any in its sshd_config",
-    "no terminal": "the server allows no terminal, and the kernel was not run ({evidence})",
-}
-
-
-def explain_connection(dialect, facts, settings, words):
-    """Why no kernel was started."""
-    if facts.reached and facts.obstacle in (None, "no forwarding", "port"):
-        found = diagnose(ACCOUNT_DIAGNOSES, facts.told, words)
-        if found:
-            return found
-    half = facts.half if facts.obstacle == "refused" else None
-    for reason in ("half" if half else None, facts.obstacle, facts.stopped_by):
-        if reason in EXPLAINED:
-            values = dict(words, blocks=settings.block, limit=LOGIN_SECONDS, half=half)
-            return EXPLAINED[reason].format(evidence=(facts.evidence or "").strip(), **values)
-    on_the_way = facts.on_the_way
-    said = facts.said + (facts.aside if on_the_way or not facts.said else [])
-    notes = [line.partition("debug1: ")[2] for line in facts.notes if " line " not in line]
-    found = diagnose(JUMP_DIAGNOSES, facts.aside, words) if on_the_way else None
-    found = found or diagnose(DIAGNOSES, said, words)
-    if facts.obstacle == "refused":  # the client may have been ended before it could say so
-        found = found or "{host} refused the login; ".format(**words) + CHECK_LOGIN.format(**words)
-    found = found or diagnose(DIAGNOSES, notes, words)
-    said = facts.printed + [line for line in said if not line.startswith(NO_REASON)]
-    if facts.stage == LOGGED_IN and not (said or facts.killed):
-        found = found or "{host} {closed}; {advice}".format(**words)
-    last = (["it said nothing"] + said)[-1].strip()
-    text = "{} failed with exit code {}: {}; try: {by_hand}"
-    return found or text.format(dialect.kind, facts.code, last, **words)
 
 
 # ----------------------------------------------------------------------------------------------- world
@@ -1741,7 +1137,7 @@ def find_client(name, environ):
     if wanted:
         places = [wanted] if os.path.dirname(wanted) else which_places(wanted, environ)
     elif WINDOWS:
-        places = windows_places(environ)
+        places = room("windows", "Windows needs").windows_places(environ)
     else:
         places = which_places("ssh", environ)
     for place in places:
@@ -1755,31 +1151,11 @@ def find_client(name, environ):
 def which_places(name, environ):
     """Where a program may lie. A front end's PATH is minimal, so the usual places come after it."""
     folders = [folder for folder in environ.get("PATH", "").split(os.pathsep) if folder]
-    if not WINDOWS:
-        for folder in ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin"):
-            folders += [folder] if folder not in folders else []
-        return [os.path.join(folder, name) for folder in folders]
-    if name == "plink":
-        return windows_places(environ)[:-1]
-    name = name if name.lower().endswith(".exe") else name + ".exe"
-    folders.append(windows_openssh(environ))
+    if WINDOWS:
+        return room("windows", "Windows needs").which_on_windows(name, environ, folders)
+    for folder in ("/usr/bin", "/usr/local/bin", "/opt/homebrew/bin", "/opt/local/bin"):
+        folders += [folder] if folder not in folders else []
     return [os.path.join(folder, name) for folder in folders]
-
-
-def windows_places(environ):
-    """plink where the batch scripts looked, Quest's build first; on PATH; then Windows' own ssh."""
-    join = os.path.join
-    roots = [environ.get(name) for name in ("ProgramFiles", "ProgramFiles(x86)")]
-    roots = [root for root in roots if root] or ["C:\\Program Files", "C:\\Program Files (x86)"]
-    places = [join(root, "Quest Software", "PuTTY", "plinkw.exe") for root in roots]
-    places += [join(root, "Quest Software", "PuTTY", "plink.exe") for root in roots]
-    places += [join(root, "PuTTY", "plink.exe") for root in roots]
-    places += [join(folder, "plink.exe") for folder in environ.get("PATH", "").split(os.pathsep) if folder]
-    return places + [join(windows_openssh(environ), "ssh.exe")]
-
-
-def windows_openssh(environ):
-    return os.path.join(environ.get("SystemRoot", "C:\\Windows"), "System32", "OpenSSH")
 
 
 def private_folder(environ):
@@ -1788,9 +1164,7 @@ def private_folder(environ):
     :raises OSError: there is none, or somebody else's stands in its place
     """
     if WINDOWS:
-        path = os.path.join(environ.get("TEMP") or environ.get("TMP") or "C:\\Temp", "tunnel")
-        os.makedirs(path, exist_ok=True)
-        return path
+        return room("windows", "Windows needs").temporary_folder(environ)
     runtime = environ.get("XDG_RUNTIME_DIR")
     if runtime and os.path.isdir(runtime) and os.access(runtime, os.W_OK):
         path = os.path.join(runtime, "tunnel")
@@ -1806,11 +1180,18 @@ def private_folder(environ):
     return path
 
 
+def has_private_folder():
+    """Whether there is one in which sockets and named pipes can be."""
+    try:
+        return not WINDOWS and bool(private_folder(os.environ))
+    except OSError:
+        return False
+
+
 class Log:
     """The log of one launch: all that a user of a front end has. Never fails once it is open.
 
-    Each line goes out at once, since the launcher may be ended at any moment. Of what others say only so much
-    is kept that no kernel and no server can fill a disk.
+    Each line goes out at once. Of what others say only so much is kept that nobody can fill a disk.
     """
 
     def __init__(self, folder, script, environ):
@@ -1847,17 +1228,6 @@ class Log:
                 number += 1
                 path = os.path.join(folder, "{}_{}.log".format(name, number))
         self.path = path
-
-    @classmethod
-    def at(cls, path):
-        """A log that another launch has begun."""
-        log = cls.__new__(cls)
-        log.path, log.room = path, {}
-        try:
-            log.descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        except OSError:
-            log.descriptor = None
-        return log
 
     def write(self, text):
         """Write a line. A full disk ends the log, not the launch."""
@@ -1966,15 +1336,14 @@ class Lines:
 class Client:
     """The SSH client as a process in a session of its own, with its output and its end in a loop.
 
-    A session of its own has no terminal, so no prompt waits at one; and its group holds what the client
-    starts, such as a ``ProxyCommand``. Should this launcher be killed without a chance to act, a watchdog
-    that holds the other end of a pipe ends the group.
+    A session of its own has no terminal, so no prompt waits at one; and its group holds what the client starts.
+    Should this launcher be killed, a watchdog that holds the other end of a pipe ends that group.
 
     :param sinks: for ``out`` and ``err`` a function that takes their bytes, empty ones at the end
     :param inherit: descriptors that the client shall have, closed here afterwards
-    :param watched: whether it needs a watchdog: not when it ends by itself
+    :param watched: whether the client needs a watchdog: not when it ends by itself
     :param line: for a client whose output and input are the caller's, as ``source`` and ``sink``: the watchdog's
-        command as a function of a process id, and the last word that it says in place of the launcher
+        command as a function of a process id, and the last word that the watchdog says in place of the launcher
     :param afterwards: what the watchdog has to run in the end, as arguments
     """
 
@@ -2122,92 +1491,15 @@ def spawn(argv, environment, streams, inherit=(), gate=(), unneeded=()):
         os._exit(127)
 
 
-class WindowsClient:
-    """:class:`Client` on Windows, where only sockets can be waited for: threads copy the pipes to them."""
-
-    def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None, afterwards=()):
-        import subprocess
-
-        self.loop, self.sinks, self.code = loop, sinks, None
-        self.source = self.sink = None
-        self.process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE if line else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            creationflags=0x08000000,  # CREATE_NO_WINDOW
-        )
-        self.pumps = []
-        for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr)):
-            near = in_thread(
-                lambda far, pipe=pipe: copy(lambda: os.read(pipe.fileno(), 65536), far.sendall, pipe, far)
-            )
-            if name == "out" and line:
-                self.source = near
-                continue
-            self.pumps.append(near)
-            loop.readers[near] = lambda name=name, near=near: self._read(name, near)
-        if line:
-            pipe = self.process.stdin
-            self.sink = in_thread(
-                lambda far: copy(lambda: far.recv(65536), lambda data: write_all(pipe, data), far, pipe)
-            )
-
-    def _read(self, name, near):
-        data = near.recv(65536)
-        self.sinks[name](data)
-        if not data:
-            del self.loop.readers[near]
-            near.close()
-            self.pumps.remove(near)
-
-    def poll(self):
-        if self.code is None and not self.pumps:  # the pipes are at their end
-            self.code = self.process.wait()
-            for each in (self.source, self.sink):
-                if each:
-                    each.close()
-        return self.code is not None
-
-    def end(self, force=False):
-        self.process.terminate()
-
-
-CLIENT = WindowsClient if WINDOWS else Client
-
-
-def in_thread(work):
-    """A socket whose other end is handed to ``work``, in a thread."""
-    import socket
-    import threading
-
-    near, far = socket.socketpair()
-    threading.Thread(target=work, args=(far,), daemon=True).start()
-    return near
-
-
-def copy(read, write, *closed):
-    """Hand on what is read until its end, then close what is named."""
-    try:
-        for data in iter(read, b""):
-            write(data)
-    except OSError:
-        pass  # the other side has gone
-    for each in closed:
-        each.close()
-
-
-def write_all(pipe, data):
-    pipe.write(data)
-    pipe.flush()
+def client_class():
+    """How this system runs a client: :class:`Client`, or what stands for it on Windows."""
+    return room("windows", "Windows needs").WindowsClient if WINDOWS else Client
 
 
 def catch_signals(loop, on_signal):
-    """Have ``on_signal(number)`` called for what asks this process to end, and ``loop`` wake up for it and for the
-    end of any child. It is the loop that calls it: a handler could come in the middle of anything.
+    """Have the loop call ``on_signal(number)`` when this process is asked to end, and wake up for a child's end.
 
-    :returns: what has to be kept for as long as that shall go on
+    :returns: what has to be referred to for as long as that shall go on
     """
     import _signal
 
@@ -2240,60 +1532,14 @@ def catch_signals(loop, on_signal):
     return near, far
 
 
-def join_windows_job():
-    """Put this process, and so all that it starts, into a job that ends with it, however it ends.
-
-    Source: CreateJobObject and JOBOBJECT_EXTENDED_LIMIT_INFORMATION in Microsoft's documentation of
-    kernel32; 144 and 112 are its sizes in a 64-bit and a 32-bit process.
-
-    :returns: the job's handle, which has to stay open; None where Windows refuses
-    """
-    import ctypes
-
-    kernel32 = ctypes.windll.kernel32
-    kernel32.CreateJobObjectW.restype = kernel32.GetCurrentProcess.restype = ctypes.c_void_p
-    wide = ctypes.sizeof(ctypes.c_void_p) == 8
-    limits = (ctypes.c_byte * (144 if wide else 112))()
-    ctypes.c_uint32.from_buffer(limits, 16).value = 0x2000  # JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE
-    job = ctypes.c_void_p(kernel32.CreateJobObjectW(None, None))
-    done = kernel32.SetInformationJobObject(job, 9, limits, len(limits))
-    this = ctypes.c_void_p(kernel32.GetCurrentProcess())
-    return job if done and kernel32.AssignProcessToJobObject(job, this) else None
-
-
-def is_deserted(host, port):
-    """Whether nobody listens any more on a port of this machine, as far as can be told without a connection."""
-    import _socket
-
-    if host != "localhost" and host.strip("0123456789.:abcdefABCDEF"):
-        return False  # a name that would have to be looked up
-    probe = _socket.socket(_socket.AF_INET6 if ":" in host else _socket.AF_INET)
-    try:
-        if WINDOWS:  # where one address and all of them are no conflict otherwise
-            probe.setsockopt(_socket.SOL_SOCKET, _socket.SO_EXCLUSIVEADDRUSE, 1)
-        probe.bind((host, port))
-    except OSError:
-        return False  # somebody does, or it is another machine's
-    finally:
-        probe.close()
-    return True
-
-
 def watch_front_end(timers, link, gone, first=FRONT_END_SECONDS):
-    """Look for the front end while nothing connects to it, which would tell that it has gone.
+    """Look for the front end while nothing connects to it; see ``tunnel_lib/system.py``."""
+    system = room_if_there("system")
+    if system:
+        system.look_for_front_end(timers, link, gone, first)
 
-    :param timers: :class:`Timers`, of which ``front end`` has to be disarmed when the kernel connects
-    :param gone: called once when nobody listens any more where the front end waits for the main link
-    :param first: seconds until the first look
-    """
 
-    def look():
-        if is_deserted(link.data_host, link.data_port):
-            gone()
-        else:
-            timers.within("front end", FRONT_END_SECONDS, look)
-
-    timers.within("front end", first, look)
+# -------------------------------------------------------------------------------------------- channels
 
 
 def listen(path=None, backlog=5):
@@ -2325,10 +1571,9 @@ def accept(listener, log=None):
             raise  # it would be there again at once
         return None
     connection = _socket.socket(listener.family, listener.type, listener.proto, descriptor)
-    user = None if log is None else peer_user(connection)
-    if user is not None and user not in (os.getuid(), 0):
-        who = "another user (number {})".format(user) if user >= 0 else "a process that has gone already"
-        log.write("a connection from {} was turned away".format(who))
+    stranger = log is not None and ask_system("stranger_at", connection, None)
+    if stranger:
+        log.write("a connection from {} was turned away".format(stranger))
         connection.close()
         return None
     connection.setblocking(False)
@@ -2397,22 +1642,24 @@ def resolve(loop, host, port, done):
         return
     except (_socket.gaierror, UnicodeError):
         pass  # a name: asking for it may take long
-    answer = []
+    system = room_if_there("system")
+    if system:
+        system.look_up_in_thread(loop, look_up, done)
+        return
+    try:
+        done(look_up(), None)
+    except (OSError, UnicodeError) as error:
+        done([], str(error))
 
-    def ask(far):
-        try:
-            answer.append((look_up(), None))
-        except (OSError, UnicodeError) as error:
-            answer.append(([], str(error)))
-        far.close()
 
-    def heard():
-        del loop.readers[near]
-        near.close()
-        done(*answer[0])
+def ask_system(question, connection, otherwise):
+    """What ``tunnel_lib/system.py`` tells of a connection.
 
-    near = in_thread(ask)
-    loop.readers[near] = heard
+    :param question: a function of that file
+    :param otherwise: the answer where that file is not there
+    """
+    system = room_if_there("system")
+    return getattr(system, question)(connection) if system else otherwise
 
 
 class SocketEnd:
@@ -2452,7 +1699,7 @@ class SocketEnd:
         self.timer = None
         if self.socket in self.loop.readers or self.socket.fileno() < 0:
             return
-        if has_hung_up(self.socket):
+        if ask_system("has_hung_up", self.socket, False):
             self.on_gone()
         else:
             self.timer = self.loop.after(1, self._look)
@@ -2513,9 +1760,9 @@ class SocketEnd:
                 pass  # it has gone; reading will tell
 
     @property
-    def left(self):
+    def untaken(self):
         """How many bytes the peer has not taken yet, those that the system holds for it included."""
-        return len(self.pending) + (0 if self.deaf else unsent(self.socket))
+        return len(self.pending) + (0 if self.deaf else ask_system("unsent", self.socket, 0))
 
     def close(self):
         self.loop.cancel(self.timer)
@@ -2526,102 +1773,26 @@ class SocketEnd:
         self.pending, self.finishing = b"", False
 
 
-def unsent(connection):
-    """How many bytes the system still holds for a peer (tcp(7): SIOCOUTQ); 0 where it does not tell."""
-    try:
-        if sys.platform == "darwin":
-            return connection.getsockopt(0xFFFF, 0x1024)  # SOL_SOCKET, SO_NWRITE
-        import fcntl
-
-        return int.from_bytes(fcntl.ioctl(connection, 0x5411, b"\0\0\0\0"), sys.byteorder)
-    except (OSError, ImportError):
-        return 0
-
-
-def has_hung_up(connection):
-    """Whether the peer has closed a connection, though there may be data before that; False where no one tells."""
-    import select
-
-    if not hasattr(select, "poll"):
-        return False
-    poll = select.poll()
-    poll.register(connection, getattr(select, "POLLRDHUP", 0))
-    return bool(poll.poll(0)) or has_closed(connection)
-
-
-def has_closed(connection):
-    """The same for a peer on this machine whose farewell waits behind data that nobody reads: Linux tells of its
-    socket (proc(5), ``/proc/net/tcp``), which is gone or on its way out."""
-    theirs, ours = peer_rows(connection)
-    return ours is not None and (theirs is None or theirs[2] == b"04")  # FIN-WAIT-1
-
-
-def peer_user(connection):
-    """The user whose process holds the other end of a connection within this machine.
-
-    :returns: the user's number; -1 where that process has closed its end already; None where the system does not
-        tell (Windows, macOS; WSL 1, whose table is empty)
-    """
-    theirs, ours = peer_rows(connection)
-    if ours is None:
-        return None
-    # Once a socket is closed Linux shows it as root's, without an inode.
-    gone = theirs is None or (theirs[2] != b"01" and theirs[8] == b"0")
-    return -1 if gone else int(theirs[6])
-
-
-def peer_rows(connection):
-    """What Linux tells of the two sockets of a connection within this machine (proc(5), ``/proc/net/tcp``).
-
-    :returns: the words of the peer's row and of this side's, without the row's number; None for a row that is not
-        there, and for both where the peer is elsewhere or the system does not tell
-    """
-    try:
-        ends = connection.getpeername(), connection.getsockname()
-    except OSError:
-        return None, None
-    if not ends[0][0].startswith("127."):
-        return None, None
-    rows = []
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):  # a socket of both families stands in the second
-        try:
-            with open(table, "rb") as stream:
-                rows += [line.split()[1:] for line in stream.read().splitlines()[1:]]
-        except OSError:
-            pass  # no Linux, or one without that family
-    theirs, ours = [
-        b"%08X:%04X" % (int.from_bytes(bytes(map(int, host.split("."))), sys.byteorder), port)
-        for host, port in ends
-    ]
-    return row_between(rows, theirs, ours), row_between(rows, ours, theirs)
-
-
-def row_between(rows, one, other):
-    """The row of the socket at ``one`` that is connected to ``other``; None where there is none."""
-    return next((row for row in rows if row[0].endswith(one) and row[1].endswith(other)), None)
-
-
 class Channel:
     """Two ends joined: bytes both ways, half-closes included. An end is read only while the other has taken
     all that came before, so memory never grows.
 
-    :param to_kernel, to_front_end: :class:`NameReplacer` for what goes that way, or None
-    :param is_main: whether it is the main link's data channel, with which a front end goes
+    :param to_kernel, to_front_end: what replaces link names on that way, a ``NameFilter``, or None
+    :param is_main: whether this is the main link's data channel, with which a front end goes
     """
 
     def __init__(self, board, kernel, front_end, to_kernel=None, to_front_end=None, is_main=False):
         self.board, self.kernel, self.front_end, self.is_main = board, kernel, front_end, is_main
-        self.replacers = {kernel: to_front_end, front_end: to_kernel}  # by where the bytes come from
-        self.holding = {}
+        self.filters = {kernel: to_front_end, front_end: to_kernel}  # by where the bytes come from
         self.over = set()  # the ends from which nothing more comes
         self.is_open = True
-        if to_kernel or to_front_end:
-            board.loop.after(NAMES_SECONDS, self._stop_looking)
         for end in (kernel, front_end):
             end.on_data = lambda data, end=end: self.data(end, data)
             end.on_finish = lambda end=end: self.finished(end)
             end.on_room = lambda end=end: self.room(end)
             end.on_close = lambda end=end: self.closed(end)
+            if self.filters[end]:
+                self.filters[end].on_release = lambda data, end=end: self._pass_on(end, data)
         for end in (kernel, front_end):
             if self.is_open:
                 end.resume()
@@ -2632,41 +1803,27 @@ class Channel:
     @property
     def delivered(self):
         """Whether the front end has all that the kernel has sent."""
-        return not self.is_open or (self.kernel in self.over and not self.front_end.left)
+        return not self.is_open or (self.kernel in self.over and not self.front_end.untaken)
 
     def data(self, end, data):
         """Bytes have come from ``end``."""
         if self.board.kernel_over and end is self.front_end:
             return  # to write them to a client that is about to close would cost what it has not handed on yet
-        if self.replacers[end]:
-            data = self._look(end, data)
-        if data and not self.other(end).write(data):
-            end.pause()
+        if self.filters[end]:
+            data = self.filters[end].feed(data)
+            if self.filters[end].is_over:
+                self.filters[end] = None
+        self._pass_on(end, data)
         self.board.on_moved()
 
-    def _look(self, end, data):
-        replacer = self.replacers[end]
-        self.board.loop.cancel(self.holding.pop(end, None))
-        data = replacer.feed(data)
-        if replacer.names.finished:
-            data += replacer.flush()
-            self.replacers[end] = None
-        elif replacer.held:
-            seconds = CERTAIN_SECONDS if replacer.is_certain else HOLD_SECONDS
-            self.holding[end] = self.board.loop.after(seconds, lambda: self._release(end))
-        return data
-
-    def _release(self, end):
-        """What looked like a name's beginning has not gone on: the other side may be waiting for it."""
-        replacer = self.replacers[end]
-        held = replacer.flush() if replacer and self.is_open else b""
-        if held and not self.other(end).write(held):
+    def _pass_on(self, end, data):
+        if data and self.is_open and not self.other(end).write(data):
             end.pause()
 
-    def _stop_looking(self):
-        for end in list(self.replacers):
-            self._release(end)
-            self.replacers[end] = None
+    def _release(self, end):
+        """Nothing more comes from ``end``: what was held as the beginning of a link name goes on."""
+        if self.filters[end]:
+            self.filters[end].stop()
 
     def room(self, end):
         """``end`` has taken all that waited."""
@@ -2683,7 +1840,7 @@ class Channel:
             return
         self.over.add(end)
         self.other(end).finish()
-        self.board.left(self, end)
+        self.board.end_finished(self, end)
         self._close_if_over()
 
     def _close_if_over(self):
@@ -2703,40 +1860,50 @@ class Channel:
         if self.is_open:
             self.is_open = False
             for end in (self.kernel, self.front_end):
+                if self.filters[end]:
+                    self.filters[end].stop()
                 end.close()
             self.board.on_moved()
 
 
 class Switchboard:
-    """Joins the kernel's connections to the front end's.
+    """Joins the kernel's connections to the front end's: those of the main link, however ``way`` carries them.
 
-    A front end of 11.1 or later tells its kernel after the launch where it listens for two further links. When
-    a name goes by on the main link's data channel, the next pair of the kernel's ports takes its place, and
-    who comes in there is connected to where the front end waits. What a kernel up to 11.0 tells its front
-    end is treated in the same way, where ``way`` has ports for that.
+    Further links, whose names the two sides tell each other later, are the matter of ``NamingSwitchboard`` in
+    ``tunnel_lib/names.py``, which gives :meth:`target`, :meth:`filters` and :meth:`called` more to do.
 
     :param link: the main link, as the front end listens for it
-    :param told: the same, as the kernel sees it
-    :param pairs: the kernel's ports for links that the front end creates
     :param way: how connections are carried; see :class:`Forwards`
+
+    Called back, each to be set by the owner, from within the loop's steps; none may close the board:
+
+    - ``on_connected()``: the kernel's main data channel has been joined to the front end's, for the first time
+    - ``on_front_end_gone()``: the front end has closed the main link, or has died, while the kernel has not
+    - ``on_moved()``: bytes have moved, or a channel has closed
     """
 
-    def __init__(self, loop, log, link, told, pairs, way):
+    def __init__(self, loop, log, link, way):
         self.loop, self.log, self.link, self.way = loop, log, link, way
-        main = (str(link), str(told))
-        self.outward = Names(main, pairs)  # what the kernel is told
-        self.inward = Names(main, way.inward_pairs)  # what the front end is told
         self.channels = []
-        self.on_connected = self.on_lost = self.on_moved = lambda: None
+        self.on_connected = self.on_front_end_gone = self.on_moved = lambda: None
         self.connected = self.kernel_over = False
 
-    def arrived(self, position, end):
-        """A connection has come from the kernel.
+    def target(self, position):
+        """Where the channel leads that comes in at the kernel's port of this position.
 
         :param position: 0 and 1 are the main link's data and message channel, then those of further links
+        :returns: host and port; None when nobody has been told that port yet
         """
-        target = self.link.ends[position] if position < 2 else self.outward.target(position - 2)
-        if target is None:  # nobody has been told this port yet
+        return self.link.ends[position] if position < 2 else None
+
+    def filters(self, position):
+        """What replaces link names in a channel, on its way to the kernel and on that to the front end."""
+        return None, None
+
+    def arrived(self, position, end):
+        """A connection has come from the kernel, at its port of this position."""
+        target = self.target(position)
+        if target is None:
             end.close()
             return
         dial(self.loop, *target, lambda *found: self._join(position, end, target, *found))
@@ -2746,54 +1913,23 @@ class Switchboard:
             self.log.write("the front end does not answer at {1}@{0}: {2}".format(*target, reason))
             kernel.close()
             return
-        to_kernel = self._replacer(self.outward, "link {} of the front end is {} for the kernel", position)
-        to_front_end = self._replacer(self.inward, "link {} of the kernel is {} for the front end", position)
         front_end = SocketEnd(self.loop, connection)
         if position == 0:
-            front_end.on_gone = lambda: self.on_lost()
-        channel = Channel(self, kernel, front_end, to_kernel, to_front_end, is_main=position == 0)
+            front_end.on_gone = lambda: self.on_front_end_gone()
+        channel = Channel(self, kernel, front_end, *self.filters(position), is_main=position == 0)
         self.channels.append(channel)
         if position == 0 and not self.connected:
             self.connected = True
             self.on_connected()
 
-    def _replacer(self, names, text, position):
-        """What replaces names in a main data channel; None for any other."""
-        if position or names.finished:
-            return None
-
-        def replace(name):
-            new = name not in names.given and name not in names.short
-            told = names.replace(name)
-            if told and new:
-                self.log.write(text.format(name, told))
-            elif new and name in names.short:
-                self.log.write(TOO_SHORT.format(name))
-            return told
-
-        replacer = NameReplacer(replace)
-        replacer.names = names
-        return replacer
-
     def called(self, position, end):
         """The front end has connected to a port that it has been told for a link of the kernel's."""
-        target = self.inward.target(position)
-        if target is None:
-            end.close()
-            return
+        end.close()
 
-        def opened(kernel):
-            if kernel is None:
-                end.close()
-            else:
-                self.channels.append(Channel(self, kernel, end))
-
-        self.way.open(*target, opened)
-
-    def left(self, channel, end):
+    def end_finished(self, channel, end):
         """One end of a channel has finished or broken."""
         if channel.is_main and end is channel.front_end and channel.kernel not in channel.over:
-            self.on_lost()
+            self.on_front_end_gone()
         self.on_moved()
 
     @property
@@ -2804,7 +1940,7 @@ class Switchboard:
     @property
     def under_way(self):
         """How many bytes the front end has not taken yet."""
-        return sum(channel.front_end.left for channel in self.channels if channel.is_open)
+        return sum(channel.front_end.untaken for channel in self.channels if channel.is_open)
 
     def close(self):
         for channel in self.channels:
@@ -2908,69 +2044,15 @@ class Forwards:
             listener.close()
 
 
-class Probe:
-    """Looks whether somebody listens already where the kernel is going to: ports that the client forwards.
-
-    Who connects to such a port is cut off at once where nobody listens behind it. A port at which this does
-    not happen, though it has at another, is held by somebody.
-
-    :param held: called with such a port
-    """
-
-    PATIENCE = 1.0  # seconds that one port may take longer than the first
-
-    def __init__(self, loop, ports, held):
-        self.loop, self.held, self.timer = loop, held, None
-        self.open = {}
-        for port in ports:
-            dial(loop, LOOPBACK, port, lambda found, _, port=port: self._dialled(port, found))
-
-    def _dialled(self, port, connection):
-        if connection is None or self.open is None:
-            if connection:
-                connection.close()
-            return
-        self.open[port] = connection
-        self.loop.readers[connection] = lambda: self._read(port)
-
-    def _read(self, port):
-        connection = self.open.pop(port)
-        del self.loop.readers[connection]
-        try:
-            answered = bool(connection.recv(1))
-        except OSError:
-            answered = False
-        connection.close()
-        if answered:
-            self._found(port)
-        elif self.timer is None:
-            self.timer = self.loop.after(self.PATIENCE, self._compare)
-
-    def _compare(self):
-        for port in sorted(self.open or ())[:1]:
-            self._found(port)
-
-    def _found(self, port):
-        self.cancel()
-        self.held(port)
-
-    def cancel(self):
-        """Stop looking; harmless when that is over."""
-        self.loop.cancel(self.timer)
-        for connection in (self.open or {}).values():
-            del self.loop.readers[connection]
-            connection.close()
-        self.open = None
+# ------------------------------------------------------------------------------------------- one launch
 
 
-class PasswordKeeper:
-    """Answers ssh's password prompt, once, through the script itself as ``SSH_ASKPASS`` helper.
+class Askpass:
+    """Answers ssh's password prompt, once, through the script itself as ``SSH_ASKPASS`` helper, which knows only
+    where to ask, and a token. No file, argument or environment variable holds the password.
 
-    The helper knows only where to ask and a token; the password stays in this process until the prompt
-    of this very login has been shown to it. No file, argument or environment variable holds it.
-
-    After a prompt that nobody answers ssh must not go on: it would send an empty answer, and a jump host's, which
-    gets none of our options, would do so three times. So there is a keeper without a password, too.
+    After a prompt that nobody answers ssh must not go on: it would send an empty answer, and a jump host's ssh
+    three of them. So each ssh without a desktop has this helper, with a password or without one.
 
     :param settings: those of the try, which say whom ssh logs in (``ssh -G`` tells)
     :param version: called for ssh's version
@@ -3126,355 +2208,6 @@ def ask_password(prompt):
     return 0 if answer else 1
 
 
-def can_ask(environ, program):
-    """Whether ssh can ask somebody without a terminal: it needs to be told so, and a program that does it.
-
-    :param program: ssh, into which the path of that program is compiled, in case ``SSH_ASKPASS`` names none
-    """
-    if not any(environ.get(name) for name in ASKING):
-        return False
-    path = environ.get("SSH_ASKPASS")
-    if not path:
-        try:
-            with open(program, "rb") as stream:
-                before, found, _ = stream.read().partition(b"/ssh-askpass")
-        except OSError:
-            return True
-        path = os.fsdecode(before[-PATH_LENGTH:].replace(b" ", b"\0").rpartition(b"\0")[2] + found)
-        if not found or not path.startswith("/"):
-            return True  # it starts another program
-    return "/" not in path or os.access(path, os.X_OK)
-
-
-def memory_path(request, program, log):
-    """Where this destination is remembered; None where there is no private folder, and on Windows."""
-    if WINDOWS:
-        return None
-    import zlib
-
-    there = request.destination
-    words = [program, str(there.user), there.host, str(there.port)]
-    words += ["{}={}".format(*option) for option in request.options]
-    name = "{:08x}".format(zlib.crc32("\0".join(words).encode("utf-8", "surrogateescape")))
-    try:
-        return os.path.join(private_folder(os.environ), name)
-    except OSError as error:
-        log.write("nothing is remembered from launch to launch: {}".format(error))
-        return None
-
-
-def share_path(path):
-    """Where control sockets can be: ssh takes 104 characters, adds 17 while it makes one, and reads more
-    into some characters."""
-    plain = not path.strip("/._-+,@=" + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
-    if len(path) > 78 or not plain:
-        path = os.path.join(private_folder({}), os.path.basename(path))
-    return path
-
-
-class Memory:
-    """What launches to one destination tell later ones: lines of a key and a value, in a private file.
-
-    Known keys: ``terminal`` (``yes`` or ``no``), ``kernel PATH`` (when it was last seen to run), ``died`` (how
-    the last one ended that did not connect), ``room`` (how many sessions a connection takes), ``session N PID``
-    (who has one on shared connection N), ``exposed`` (the ports that it forwards are open to a network),
-    ``refused`` (logins need a person).
-    """
-
-    def __init__(self, path):
-        """:param path: the file; None remembers nothing"""
-        self.path = path
-
-    def read(self):
-        return self.change(lambda values: None)
-
-    def change(self, alter):
-        """Have ``alter(values)`` change the dict of all that is known, while nobody else does.
-
-        :returns: the dict; empty where nothing can be remembered
-        """
-        values, descriptor = {}, None
-        try:
-            if self.path:
-                descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-                lock_soon(descriptor)
-                text = os.read(descriptor, 1 << 20).decode("utf-8", "surrogateescape")
-                values.update(line.rpartition("\t")[::2] for line in text.split("\n") if "\t" in line)
-            before = dict(values)
-            alter(values)
-            if values != before and descriptor is not None:
-                text = "".join("{}\t{}\n".format(*each) for each in values.items())
-                os.ftruncate(descriptor, os.pwrite(descriptor, text.encode("utf-8", "surrogateescape"), 0))
-        except OSError:
-            if not values:
-                alter(values)  # it cannot be had, or is locked for long: then this launch knows nothing
-        finally:
-            if descriptor is not None:
-                os.close(descriptor)
-        return values
-
-    def keep(self, key, value):
-        """Remember one value; None forgets it."""
-
-        def alter(values):
-            values.pop(key, None)
-            if value is not None:
-                values[key] = value.replace("\t", " ").replace("\n", " ")
-
-        self.change(alter)
-
-
-def lock_soon(descriptor):
-    """Lock a file that others lock for a moment only.
-
-    :raises OSError: somebody holds it for more than a second
-    """
-    import fcntl
-
-    for _ in range(20):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except OSError:
-            time.sleep(0.05)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-class SharedConnections:
-    """Connections that all compute kernels of one destination share; the next is made when one is full.
-
-    :param launch: whose kernel is to go over one
-    :param memory: knows how many sessions a connection takes, and who has one
-    :param path: where their control sockets are, but for a number at the end
-    """
-
-    def __init__(self, launch, memory, path):
-        self.launch, self.memory, self.path = launch, memory, path
-        self.settings = None  # with which this launch logs in
-        self.number = None  # of the connection that is ours to use
-        self.socket = None  # what stands at its control socket's path
-        self.made = set()  # those that this launch has made
-        self.full = set()  # those that have refused it
-        self.pipe = None  # through which one speaks that this launch has made, until its kernel has connected
-
-    def take(self, settings):
-        """Find room on a connection, and make that where there is none.
-
-        :returns: the path of its control socket; None when this launch needs a connection of its own
-        :raises Fatal: the login failed, so one of its own would fail too
-        """
-        self.release()
-        self.settings = settings
-        known = self.memory.change(self._choose)
-        if "refused" in known and self._users_own():
-            self.release()
-            return None
-        path = self._path
-        lock = self._lock(path)
-        if lock is None:
-            return None
-        try:
-            # Whether anybody answers there, the try itself will tell.
-            self.socket = identity(path)
-            if self.socket is None:
-                # -f and -N say themselves what the options of 8.7 would.
-                if not self._log_in(settings.but(share=path, modern=False)):
-                    self.release()
-                    return None
-                self.made.add(self.number)
-                self.socket = identity(path)
-        finally:
-            os.close(lock)
-        return path
-
-    @property
-    def patience(self):
-        """How many seconds a session on our connection may take to come."""
-        age = time.time() - self.socket[1] / 1e9 if self.socket else NEW_SECONDS
-        return max(HUNG_SECONDS, NEW_SECONDS - abs(age))
-
-    @property
-    def _path(self):
-        return "{}-{}".format(self.path, self.number)
-
-    def _choose(self, values):
-        sessions = {}
-        for key in [key for key in values if key.startswith("session ")]:
-            number, _, pid = key[len("session ") :].partition(" ")
-            if number.isdecimal() and pid.isdecimal() and is_running(int(pid)):
-                sessions[int(number)] = sessions.get(int(number), 0) + 1
-            else:
-                del values[key]
-        if not sessions:
-            values.pop("room", None)  # it may be another server by now
-        room = self._room(values) or 1 << 20
-        self.number = 0
-        while self.number in self.full or sessions.get(self.number, 0) >= room:
-            self.number += 1
-        values["session {} {}".format(self.number, os.getpid())] = "asked"
-
-    def _lock(self, path, seconds=LOGIN_SECONDS):
-        """Wait for our turn to look for, or make, the connection at ``path``. The other launch may be waiting for
-        somebody to type a second factor.
-
-        :returns: a descriptor, ours until it is closed; None where this launch has to do without
-        """
-        import fcntl
-
-        try:
-            lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            self.launch.log.write("nothing can be shared: {}".format(error))
-            return None
-        end = time.monotonic() + seconds
-        while not self.launch.signal:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return lock
-            except OSError:
-                if time.monotonic() >= end:
-                    break
-                self.launch.pause(0.01)
-        os.close(lock)
-        if seconds and not self.launch.signal:
-            self.launch.log.write("another launch has been logging in for too long: this one does without")
-        return None
-
-    def _log_in(self, settings):
-        """Log in and leave a connection in the background.
-
-        :returns: whether there is one; where the login needs a person, one that the user has made may serve
-        :raises Fatal: that failed
-        """
-        facts, settings = self.launch.follow(settings, login=True)
-        if facts.code == 0 or self.launch.signal:
-            return True
-        if facts.obstacle in ("asked", "refused") and self._users_own():
-            self.memory.keep("refused", "yes")  # and not tried again as long as that one is there
-            return False
-        raise Fatal(explain(self.launch, facts, settings), verdict(self.launch.dialect, facts))
-
-    def _users_own(self):
-        """Whether there is a connection to share that the user has made."""
-        found = self.launch.ask_connection("check", self.settings.but(share=None)) == 0
-        if found:
-            self.launch.log.write("a connection that you share yourself is used: --share has no login of its own")
-        else:
-            self.memory.keep("refused", None)
-        return found
-
-    def started(self):
-        """The kernel of this launch has a session."""
-        if self.number is None:
-            return
-
-        def alter(values):
-            values[self._key] = "started"
-            there = "session {} ".format(self.number)
-            if values.get("room") == str(sum(key.startswith(there) for key in values)):
-                self.launch.loop.after(0, self._prepare)
-
-        self.memory.change(alter)
-
-    def overhear(self, pipe):
-        """Go on listening to a connection that this launch has made: of what its forwards lead to nobody else
-        hears.
-
-        :param pipe: a :class:`LogPipe`
-        """
-        self.hush()
-        self.pipe = pipe
-        pipe.lines.on_line = self._overheard
-
-    def _overheard(self, line):
-        event = OpenSSH.read(line, LOGGED_IN)
-        if self.launch.current and event and event[0] in ("exposed", "family", "no forwarding"):
-            self.launch.current.hear(event, line)
-
-    def hush(self):
-        """Listen no longer; harmless when that is over."""
-        if self.pipe:
-            self.pipe.close()
-            self.pipe = None
-
-    def _prepare(self):
-        """The last place is taken: log in for the next launch, which is likely to follow at once."""
-        path = "{}-{}".format(self.path, self.number + 1)
-        lock = self._lock(path, 0)
-        if lock is None:
-            return
-        try:
-            if not os.path.exists(path):
-                self._log_in(self.settings.but(share=path, modern=False))
-        except (Fatal, OSError) as error:  # the kernel that runs is not concerned
-            self.launch.log.write("no connection for the next launch: {}".format(error))
-        finally:
-            os.close(lock)
-
-    def refused(self):
-        """The connection takes no more: as many sessions as are on it are what a connection takes, unless another
-        launch has asked for one and does not know yet.
-
-        :returns: whether there is any use in trying another
-        """
-        self.full.add(self.number)
-        others = []
-
-        def alter(values):
-            there = "session {} ".format(self.number)
-            others[:] = [value for key, value in values.items() if key.startswith(there) and key != self._key]
-            known = self._room(values) if "asked" in others else 1
-            if known:
-                values["room"] = str(max(others.count("started"), known))
-
-        self.memory.change(alter)
-        return bool(others) or self.number not in self.made
-
-    @staticmethod
-    def _room(values):
-        """How many sessions a connection takes, as far as that is known; 0 where it is not."""
-        return parse_number(values.get("room", "")) or 0
-
-    def gone(self):
-        """Nobody answers any more at the control socket: it is in the way, unless there is a new one by now."""
-        lock = self._lock(self._path)
-        if lock is None:
-            return
-        if identity(self._path) == self.socket:
-            remove_if_there(self._path)
-        os.close(lock)
-
-    def release(self):
-        """This launch's session is over."""
-        self.hush()
-        if self.number is not None:
-            self.memory.keep(self._key, None)
-            self.number = None
-
-    @property
-    def _key(self):
-        return "session {} {}".format(self.number, os.getpid())
-
-
-def identity(path):
-    """What tells a file from any other that had its path before; None where there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_mtime_ns
-
-
-def is_running(pid):
-    try:
-        os.kill(pid or 1 << 30, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True  # somebody else's
-    return True
-
-
 def remove_if_there(path):
     try:
         os.remove(path)
@@ -3491,10 +2224,9 @@ class LogPipe:
     def __init__(self, loop, on_line):
         self.loop, self.lines = loop, Lines(on_line)
         folder = private_folder(os.environ)
-        for name in os.listdir(folder):  # what a launcher has left that was killed in the wrong moment
-            pid = name.split("-")[1] if name.startswith("log-") else ""
-            if pid.isdecimal() and not is_running(int(pid)):
-                remove_if_there(os.path.join(folder, name))
+        notes = room_if_there("notes")
+        if notes:
+            notes.sweep(folder)
         self.path = os.path.join(folder, "log-{}-{}".format(os.getpid(), os.urandom(4).hex()))
         os.mkfifo(self.path, 0o600)
         # For both directions: so it has a writer from the beginning, and is never at its end.
@@ -3532,11 +2264,7 @@ class PlinkPassword:
             return
         data = password.encode("utf-8", "surrogateescape") + b"\n"
         if WINDOWS:
-            import tempfile
-
-            descriptor, self.path = tempfile.mkstemp(prefix="tunnel-")
-            os.write(descriptor, data)
-            os.close(descriptor)
+            self.path = room("windows", "Windows needs").temporary_file(data)
             self.words = ("-pwfile", self.path)
         else:
             reader, writer = os.pipe()
@@ -3594,151 +2322,90 @@ class Transcript:
         self.log.quote("kernel", line)
 
 
+def report_step(launch, event, line):
+    """An event may be a step of the launch."""
+    if event in ("name", "proxy", "host key", "login"):
+        for start in ("debug1: ", "Connecting to ", "Server host key: ", "Executing proxy command: "):
+            line = line[len(start) :] if line.startswith(start) else line
+        launch.step(event, line.strip())
+    elif event == "told no terminal":
+        launch.log.write(NO_TERMINAL)
+
+
 class Try:
-    """One try at a launch: a client process and all that belongs to it. What it has found out is in ``facts``;
-    nothing else of it outlives :meth:`run`.
+    """One try at a connection: a client process, what it says, and how long that may take. What the try has found
+    out is in ``facts``; nothing else of it outlives :meth:`run`.
+
+    There are three kinds: :class:`ForwardedTry`, ``LoginTry`` in ``share.py``, ``RelayedTry`` in ``relay.py``. The
+    methods below the line "what a kind does" are where they differ.
 
     :param launch: what tries have in common: request, program, log, loop, and who hears of its steps
-    :param name: what the log calls it
-    :param login: whether this is only the login of a shared connection
-    :param session: that of a relay, whose connection this is
+    :param plan: what the client forwards and runs
     """
 
-    def __init__(self, launch, settings, name, login=False, session=None):
-        self.launch, self.settings, self.name, self.is_login = launch, settings, name, login
-        self.session = session
+    def __init__(self, launch, settings, plan):
+        self.launch, self.settings, self.plan = launch, settings, plan
         self.loop, self.log, self.dialect = launch.loop, launch.log, launch.dialect
         self.facts = Facts()
         self.said = Transcript(self.dialect, self.facts, self.log, settings.separate, self.hear)
         self.timers = Timers(self.loop)
-        self.delivery, self.delivered = None, False
-        self.client = self.keeper = self.pipe = self.probe = self.board = self.way = None
+        self.client = self.askpass = self.pipe = None
         self.password = PlinkPassword(None)
-        request = launch.request
-        if not login and not session:
-            # No client tells whether a channel still carries data, nor which side has closed it: all lead through
-            # here.
-            block = range(max(settings.ports), max(settings.ports) + 9)  # which the client may listen on here
-            self.way = Forwards(
-                self.loop, self.log, 6 if request.callback else 2, 4 if request.inward else 0, block
-            )
-        self.plan = session.plan if session else Plan(request, settings, self.way.ports if self.way else ())
-        if self.way:
-            plan = self.plan
-            self.board = Switchboard(self.loop, self.log, request.link, plan.link, plan.pairs, self.way)
-            self.board.on_connected, self.board.on_lost = self._connected, self._lost
-            self.way.serve(self.board)
+        self.may_ask = settings.asks  # whether ssh may ask somebody, or will ask for nothing
+        self.client_options = {}  # what else the client's process needs; see Client
 
-    def run(self):
+    def run(self, name):
         """Start the client, and see it to its end.
 
+        :param name: what the log calls this try
         :returns: the facts
         """
         try:
-            self._start()
-            while not self._over():
+            self._start(name)
+            while not self.is_over():
                 if self.launch.signal and "kill" not in self.timers and "leave" not in self.timers:
-                    # It came before there was a client to end, or while another try ran.
-                    self.session.leave() if self.session else self.end("signal")
+                    self.interrupt()  # it came before there was a client to end, or while another try ran
                 self.loop.step()
         finally:
-            self._clean_up()
+            self.clean_up()
         facts = self.facts
         facts.code = self.client.code
         if facts.stage < LOGGED_IN and facts.code == self.dialect.failure:
             self.client.end()  # a chain of jump hosts may not end with the first of its clients
-        if self.settings.guarded and facts.code == 1 and not facts.connected:
-            if facts.shared and REFUSED_TERMINAL in facts.printed + facts.aside:
-                facts.meet("no terminal", REFUSED_TERMINAL)
-            elif facts.kernel_ended and all(line.startswith(FAREWELLS) for line in facts.printed):
-                facts.meet("guard", "exit code 1, without a word")  # a kernel that fails says why
         self.log.write("the client ended with exit code {}".format(self.client.code))
         return facts
 
-    def _start(self):
-        request, environment = self.launch.request, self.launch.environment
-        argv = [self.launch.program]
-        password = request.destination.password
+    def _start(self, name):
+        environment, argv = self.launch.environment, [self.launch.program]
+        password = self.launch.request.destination.password
         if self.dialect is Plink:
             self.password = PlinkPassword(password)
-            argv += Plink.arguments(request, self.plan, self.launch.program, self.password.words)
+            words = self.password.words
+            argv += Plink.arguments(self.launch.request, self.plan, self.launch.program, words)
         else:
             if self.settings.separate:
                 self.pipe = LogPipe(self.loop, self.said.client)
-            if password or not (self.settings.asks or (self.settings.share and not self.is_login)):
-                self.keeper = PasswordKeeper(self.launch, self.settings, lambda: self.facts.version, self._asked)
-                environment = self.keeper.environment(environment)
-            argv += self._openssh(self.pipe and self.pipe.path)
-        self.log.write("{}: {}".format(self.name, printable_command(argv)))
-        for forward in [] if self.is_login else self.plan.forwards:
-            self.log.write("  {} {}".format(forward.flag, forward))
+            if password or not self.may_ask:
+                self.askpass = Askpass(self.launch, self.settings, lambda: self.facts.version, self._asked)
+                environment = self.askpass.environment(environment)
+            argv += self.openssh_words(self.pipe and self.pipe.path)
+        self.log.write("{}: {}".format(name, printable_command(argv)))
         sinks = {"out": Lines(self.said.output).feed, "err": Lines(self.said.errors).feed}
-        line = self.session and self.session.line
-        afterwards = ()
-        if self.dialect is OpenSSH and not (self.is_login or self.session):  # it may share a connection
-            afterwards = self.launch.asking("cancel", self.settings, self.plan.forward_words)
         inherit = self.password.inherit
-        self.client = CLIENT(self.loop, argv, environment, sinks, inherit, line=line, afterwards=afterwards)
-        if self.session:
-            self.session.attach(self.client)
-        if self.board and (request.callback or request.inward):
-            NameReplacer.prepare()  # while the server is asked
-        if not self.is_login and (not self.session or (self.launch.check and not request.via)):
-            self.expect_kernel()
+        self.client = client_class()(self.loop, argv, environment, sinks, inherit, **self.client_options)
         self.timers.within("login", LOGIN_SECONDS, lambda: self.end("no login"))
-        if not (self.session and (self.session.attached or request.share)):  # those have several, or know it
-            watch_front_end(self.timers, request.link, lambda: self.end("front end gone"))
+        self.begin()
         self._expect_answer()
-
-    def _openssh(self, log):
-        request, settings = self.launch.request, self.settings
-        if not self.is_login:
-            return OpenSSH.arguments(request, self.plan, settings, log)
-        extra = [("ControlMaster", "auto"), ("ControlPersist", str(SHARE_SECONDS)), ("ClearAllForwardings", "yes")]
-        return ["-v"] + (["-E", log] if log else []) + ["-f", "-N"] + OpenSSH.login(request, settings, extra)
-
-    def _over(self):
-        """Whether the client has ended, and the front end has what the kernel has sent."""
-        if not self.client.poll():
-            return False
-        if self.board and self.facts.stopped_by is None:
-            self._deliver()
-            return self.delivered
-        return True
-
-    def _clean_up(self):
-        self.timers.disarm()
-        if self.probe:
-            self.probe.cancel()
-        if self.delivery:
-            self.delivery.stop()
-        if self.is_login and self.pipe and self.client and self.client.code == 0:
-            self.launch.shared.overhear(self.pipe)
-            self.pipe = None
-        for each in (self.board, self.way, self.keeper, self.pipe):
-            if each:
-                each.close()
-        if self.client and self.client.code is None and not self.session:
-            self.client.end(force=True)  # only a defect leaves one; that of a relay has to say goodbye first
-        self.password.remove()
 
     def _expect_answer(self):
         """Give the server another while to go on with the key exchange. ssh's own ``ConnectTimeout`` ends
         with the server's first line, and plink has none."""
-        if self.facts.stage == SILENT and self.settings.share and not self.is_login:
-            self.timers.within("answer", SHARED_SECONDS, self._hung)  # ssh may be reading its configuration
-        elif self.facts.stage == SILENT:
-            seconds = self.session.patience if self.session else self.launch.connect_seconds
+        if self.facts.stage == SILENT:
+            seconds = self.answer_seconds()
             if seconds:
-                self.timers.within("answer", seconds + 0.5, self._no_answer)
+                self.timers.within("answer", seconds, self.no_answer)
         else:
             self.timers.disarm("answer")
-
-    def _no_answer(self):
-        if self.dialect is Plink or self.facts.tried or self.settings.own or self.session or self.is_login:
-            self.end("no answer")
-        else:  # ssh has not even begun to connect: it may be waiting for the process behind a connection to share
-            self._hung()
 
     def end(self, why):
         """End the client; the first reason is the one that counts."""
@@ -3747,111 +2414,201 @@ class Try:
             self.facts.killed = True
             self.client.end()
             self.timers.within("kill", KILL_SECONDS, lambda: self.client.end(force=True))
-            if self.delivery:
-                self.delivery.stop()
-
-    def answered(self):
-        """The relay over there has said hello."""
-        self.timers.disarm("relay", "login", "front end")
-        self.facts.connected = True
-
-    def leave(self, seconds, why="signal"):
-        """End the client once it has passed on the last words, ``seconds`` from now at the latest."""
-        self.facts.stopped_by = self.facts.stopped_by or why
-        self.timers.within("leave", seconds, lambda: self.end(why))
-
-    def expect_kernel(self):
-        self.timers.within("connect", CALLBACK_SECONDS, self._no_connection)
-
-    def _no_connection(self):
-        if not self.facts.connected:
-            words = words_for(self.launch, self.facts, self.settings, self.launch.request)
-            self.log.write(NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words))
-        if self.launch.check and self.session:
-            self.facts.stopped_by = "no kernel"
-            self.session.leave()
-        elif self.launch.check:
-            self.end("no kernel")
 
     # -- what is said
 
     def hear(self, event, line):
         """Take an event into the facts, and act on what has changed."""
         self.password.remove()
-        if event is None or (self.is_login and event[0] == "stale"):  # it is about to be made
+        if event is None or event[0] in self.ignored:
             self._expect_answer()
             return
         facts = self.facts
         before = facts.stage, facts.exposed
         note(facts, self.settings, self.plan, event[0], event[1], line)
         self._expect_answer()
-        if self.keeper and facts.stage >= LOGGED_IN:
-            self.keeper.close()
-        self._report(event[0], line)
+        if self.askpass and facts.stage >= LOGGED_IN:
+            self.askpass.close()
+        report_step(self.launch, event[0], line)
         if facts.obstacle and facts.obstacle not in ENDS_ITSELF:
             self.end("obstacle")
         if facts.stage == STARTED and before[0] != STARTED:
-            self._started()
+            self.started()
         if facts.exposed and not before[1]:
             self.launch.step("server", EXPOSED)
-        if event[0] == "shared" and not self.is_login:
-            self._watch_shared()
+        if event[0] == "shared":
+            self.shares()
         if facts.ended:
-            self.timers.disarm("lost")
-            self._deliver()
-
-    def _watch_shared(self):
-        """The process behind a shared connection may hang, or its connection have died unnoticed."""
-        if self.session:
-            self.timers.within("login", SHARED_SECONDS, lambda: self.end("no login"))
-            return
-        if not self.settings.share:
-            self.timers.within("login", SHARED_SECONDS, self._hung)
-        if self.facts.version < SAYS_SESSION:
-            self.timers.within("session", SESSION_SECONDS, self._session_stands)
-        elif self.settings.share:
-            self.timers.within("session", self.launch.shared.patience, self._hung)
-
-    def _report(self, event, line):
-        """An event may be a step of the launch."""
-        if event in ("name", "proxy", "host key", "login"):
-            for start in ("debug1: ", "Connecting to ", "Server host key: ", "Executing proxy command: "):
-                line = line[len(start) :] if line.startswith(start) else line
-            self.launch.step(event, line.strip())
-        elif event == "told no terminal":
-            self.log.write(NO_TERMINAL)
-
-    # -- what happens
-
-    def _session_stands(self):
-        if self.facts.stage != STARTED:
-            self.facts.stage = STARTED
-            self._started()
+            self.kernel_ended()
 
     def _asked(self, prompt, again):
         """ssh asks for what nobody here can answer."""
         self.facts.meet("refused" if again else "asked", prompt)
         self.end("obstacle")
 
-    def _hung(self):
+    def hung(self):
+        """A shared connection does not answer."""
         if self.facts.stage != STARTED:
             self.facts.meet("stale" if self.settings.share else "full", "the shared connection does not answer")
             self.end("obstacle")
 
-    def _started(self):
-        """The forwards stand, and the server has been told to run the kernel."""
+    # -- what a kind does
+
+    ignored = ()  # events that say nothing to this kind
+    ends_client = True  # whether a client that a defect has left is ended by force
+
+    def openssh_words(self, log):
+        """ssh's arguments.
+
+        :param log: the file that takes its own words, if any
+        """
+        return OpenSSH.arguments(self.launch.request, self.plan, self.settings, log)
+
+    def begin(self):
+        """The client has been started."""
+
+    def answer_seconds(self):
+        """How many seconds the server may take until it goes on with the key exchange; 0 for no limit."""
+        seconds = self.launch.connect_seconds
+        return seconds and seconds + 0.5
+
+    def no_answer(self):
+        """That time is over."""
+        self.end("no answer")
+
+    def shares(self):
+        """The client goes over a connection that was there already."""
+
+    def started(self):
+        """The server has been told to run what the plan says; the forwards stand.
+
+        :returns: whether nothing is in the way
+        """
         self.timers.disarm("login", "answer", "session")
-        if self.facts.obstacle:
-            return
-        if self.session:
-            self.timers.within("relay", RELAY_SECONDS, self.session.give_up)
-            return
+        return not self.facts.obstacle
+
+    def kernel_ended(self):
+        """The client has told that the remote command has ended."""
+
+    def interrupt(self):
+        """A signal asks the launch to end."""
+        self.end("signal")
+
+    def is_over(self):
+        """Whether the client has ended, and nothing is left to do."""
+        return self.client.poll()
+
+    def clean_up(self):
+        """Leave nothing behind."""
+        self.timers.disarm()
+        for each in (self.askpass, self.pipe):
+            if each:
+                each.close()
+        self.password.remove()
+        if self.ends_client and self.client and self.client.code is None:
+            self.client.end(force=True)  # only a defect leaves one
+
+    def learn(self):
+        """This try is over: take back what it has left, and remember for later launches what it has found out."""
+        facts, settings = self.facts, self.settings
+        share = facts.shared and room_if_there("share")
+        if share:
+            share.take_forwards_back(self.launch, facts, settings, self.plan)
+        if facts.obstacle == "no terminal":
+            self.launch.memory.keep("terminal", "no")
+        elif facts.stage == STARTED and settings.guarded and facts.connected:
+            self.launch.memory.keep("terminal", "yes")
+        if self.launch.shared and settings.share:
+            self.launch.shared.learn(facts, settings)
+
+
+class ForwardedTry(Try):
+    """A try at a launch through forwarded ports: as the shell scripts did it, but watched."""
+
+    def __init__(self, launch, settings):
+        request, loop = launch.request, launch.loop
+        # No client tells whether a channel still carries data, nor which side has closed it: so all lead through
+        # this process.
+        block = range(max(settings.ports), max(settings.ports) + 9)  # which the client may listen on here
+        names = names_room(request)
+        inward = 4 if names and request.inward else 0
+        self.way = Forwards(loop, launch.log, 6 if request.callback else 2, inward, block)
+        super().__init__(launch, settings, Plan(request, settings, self.way.ports))
+        plan = self.plan
+        if names:
+            self.board = names.NamingSwitchboard(loop, self.log, request.link, self.way, plan.link, plan.pairs)
+        else:
+            self.board = Switchboard(loop, self.log, request.link, self.way)
+        self.board.on_connected, self.board.on_front_end_gone = self._connected, self._front_end_gone
+        self.way.serve(self.board)
+        self.names, self.probe, self.delivery, self.delivered = names, None, None, False
+        self.may_ask = settings.asks or bool(settings.share)
+        if self.dialect is OpenSSH:  # should this launcher be killed: forwards stay on a connection that is shared
+            self.client_options = {"afterwards": launch.asking("cancel", settings, plan.forward_words)}
+
+    def begin(self):
         request = self.launch.request
+        for forward in self.plan.forwards:
+            self.log.write("  {} {}".format(forward.flag, forward))
+        if self.names:
+            self.names.NameReplacer.prepare()  # while the server is asked
+        self.timers.within("connect", CALLBACK_SECONDS, self._no_connection)
+        watch_front_end(self.timers, request.link, lambda: self.end("front end gone"))
+
+    def answer_seconds(self):
+        if self.settings.share:
+            return SHARED_SECONDS  # ssh may be reading its configuration
+        return super().answer_seconds()
+
+    def no_answer(self):
+        # ssh that has not even begun to connect may be waiting for the process behind a connection to share.
+        waits = self.dialect is OpenSSH and not (self.facts.tried or self.settings.own)
+        if self.settings.share or waits:
+            self.hung()
+        else:
+            self.end("no answer")
+
+    def _no_connection(self):
+        if not self.facts.connected:
+            why = room_if_there("why")
+            tell = why and why.not_called_back(self.launch, self.facts, self.settings)
+            self.log.write(tell or "the kernel has not called back within {} s".format(CALLBACK_SECONDS))
+        if self.launch.check:
+            self.end("no kernel")
+
+    def end(self, why):
+        super().end(why)
+        if self.delivery:
+            self.delivery.stop()
+
+    def checked(self):
+        """``--check`` has seen what it wanted to see."""
+        self.end("checked")
+
+    def shares(self):
+        """The process behind a shared connection may hang, or its connection have died unnoticed."""
+        if not self.settings.share:
+            self.timers.within("login", SHARED_SECONDS, self.hung)
+        if self.facts.version < SAYS_SESSION:
+            self.timers.within("session", SESSION_SECONDS, self._session_stands)
+        elif self.settings.share:
+            self.timers.within("session", self.launch.shared.patience, self.hung)
+
+    def _session_stands(self):
+        if self.facts.stage != STARTED:
+            self.facts.stage = STARTED
+            self.started()
+
+    def started(self):
+        request = self.launch.request
+        if not super().started():
+            return
         self.launch.step("forwards", "{} ports".format(len(self.plan.forwards)))
         self.launch.step("kernel", "started")
         if request.role is CONTROLLER and not request.callback:
             ports = [forward.port for forward in self.plan.forwards if forward.flag == "-L"]
-            self.probe = Probe(self.loop, ports, self._held)
+            probe = room_if_there("probe")
+            self.probe = probe and probe.Probe(self.loop, ports, self._held)
         self.launch.started(self)
 
     def _held(self, port):
@@ -3867,16 +2624,32 @@ class Try:
         if self.launch.shared:
             self.launch.shared.hush()
         self.log.write("the kernel has called back after {:.1f} s".format(self.launch.seconds))
-        self.launch.runs()
+        self.launch.path_is_right()
 
-    def _lost(self):
+    def _front_end_gone(self):
         """The front end has closed the main link, or has died. The kernel has a while to see that for itself."""
         if not self.facts.ended:
             self.timers.within("lost", LOST_SECONDS, lambda: self.end("front end gone"))
 
+    # -- the end
+
+    def kernel_ended(self):
+        self.timers.disarm("lost")
+        self._deliver()
+
+    def is_over(self):
+        """Whether the client has ended, and the front end has what the kernel has sent."""
+        if not self.client.poll():
+            return False
+        if self.facts.stopped_by is None:
+            self._deliver()
+            return self.delivered
+        return True
+
     def _deliver(self):
-        """The kernel has ended, or the client has: what is left is delivered before all connections are closed."""
-        if self.board and not self.delivery and not self.facts.stopped_by:
+        """The kernel has ended, or the client has: what is under way is delivered before all connections are
+        closed."""
+        if not self.delivery and not self.facts.stopped_by:
             self.delivery = Delivery(self.loop, self.board, self._let_go)
 
     def _let_go(self):
@@ -3887,25 +2660,67 @@ class Try:
         known = self.facts.status is not None  # as plink tells it
         self.timers.within("late", KNOWN_SECONDS if known else LATE_SECONDS, lambda: self.end("links held"))
 
+    def learn(self):
+        facts = self.facts
+        if self.settings.guarded and facts.code == 1 and not facts.connected:
+            if facts.shared and REFUSED_TERMINAL in facts.printed + facts.aside:
+                facts.meet("no terminal", REFUSED_TERMINAL)
+            elif facts.kernel_ended and all(line.startswith(FAREWELLS) for line in facts.printed):
+                facts.meet("guard", "exit code 1, without a word")  # a kernel that fails says why
+        super().learn()
 
-def the_relay():
-    """The module that has a file of its own.
+    def clean_up(self):
+        if self.probe:
+            self.probe.cancel()
+        if self.delivery:
+            self.delivery.stop()
+        self.board.close()
+        self.way.close()
+        super().clean_up()
 
-    :raises Fatal: it is not there
+
+def names_room(request):
+    """``tunnel_lib/names.py``, for a launch whose links may be named later; None for any other.
+
+    :raises Fatal: a front end of 11.1 or later needs that file, and it is not there
+    """
+    if request.callback:
+        return room("names", "controller kernels of 11.1 and later need")
+    if not request.inward:
+        return None
+    return room_if_there("names")  # without it a kernel up to 11.0 is reached at its own ports, as by the scripts
+
+
+def room(name, who):
+    """A file of ``tunnel_lib``, of which each does one thing that the shell scripts did not do.
+
+    :param name: the file's, without its ending
+    :param who: who needs the file, for the error
+    :returns: the module, loaded when this is called first
+    :raises Fatal: the file is not there, or belongs to another version
     """
     folder = os.path.dirname(os.path.abspath(__file__))
     if folder not in sys.path:  # an embeddable Python, or a safe path
         sys.path.insert(0, folder)
+    name = "tunnel_lib." + name
     try:
         try:
-            import tunnel_relay
+            __import__(name)
         except DAMAGED:
             forget_byte_code()
-            import tunnel_relay
-    except ModuleNotFoundError:
-        text = "--relay: tunnel_relay.py is not beside tunnel.py; run install.py again"
-        raise Fatal(text, EX_UNAVAILABLE) from None
-    return tunnel_relay
+            __import__(name)
+    except ImportError as error:
+        text = "{} the folder tunnel_lib beside tunnel.py, all of it and of its version ({}); run install.py again"
+        raise Fatal(text.format(who, error), EX_SOFTWARE) from None
+    return sys.modules[name]
+
+
+def room_if_there(name):
+    """A file of ``tunnel_lib`` that a launch can do without; None where it is not there."""
+    try:
+        return room(name, "nobody needs")
+    except Fatal:
+        return None
 
 
 # What Python raises for byte code that was cut short, as a disk that is full does: it trusts the first bytes. The
@@ -3916,125 +2731,33 @@ DAMAGED = (EOFError, TypeError, ValueError)
 def forget_byte_code():
     """Read sources only, and remove the byte code of these files, so that the next launch makes it anew."""
     sys.implementation.cache_tag = None
-    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "__pycache__")
-    try:
-        for name in os.listdir(folder):
-            if name.startswith("tunnel"):
-                os.remove(os.path.join(folder, name))
-    except OSError:
-        pass  # then the sources are read each time
-
-
-def call_hub(path):
-    """A connection to the process that runs the kernels of a destination; None where there is none."""
-    import _socket
-
-    if not path or not os.path.exists(path):
-        return None
-    caller = _socket.socket(_socket.AF_UNIX)
-    caller.settimeout(LOGIN_SECONDS)
-    try:
-        caller.connect(path)
-    except OSError:
-        caller.close()
-        return None
-    return caller
-
-
-def become_hub(path):
-    """Listen for launches to come, unless another launch does by now.
-
-    :returns: a connection to that one, or None, and the listening socket, or None
-    :raises OSError: something is in the way
-    """
-    lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        lock_soon(lock)
-        caller = call_hub(path)
-        if caller:
-            return caller, None
-        remove_if_there(path)
-        return None, listen(path, 128)
-    finally:
-        os.close(lock)
-
-
-def hub_path(launch):
-    """Where the one process for all compute kernels of this destination listens; None without one."""
-    request = launch.request
-    shared = request.share and request.role is COMPUTE and request.relay is not None and not request.check
-    return share_path(launch.memory.path) + "-hub" if shared and launch.memory.path else None
-
-
-def ask_hub(launch, caller, words):
-    """What the hub answers to the words of a launch; None where it does not.
-
-    A blank comes at once, and the rest when the kernel runs, which may take long: it ends with that process.
-    """
-    heard, over = [], []
-
-    def read():
+    here = os.path.dirname(os.path.abspath(__file__))
+    for folder in (here, os.path.join(here, "tunnel_lib"), os.path.join(here, "tunnel_lib", "sent")):
+        folder = os.path.join(folder, "__pycache__")
         try:
-            heard.append(caller.recv(65536))
-        except BlockingIOError:
-            return
+            for name in os.listdir(folder):
+                if name.startswith("tunnel") or folder != os.path.join(here, "__pycache__"):
+                    os.remove(os.path.join(folder, name))
         except OSError:
-            heard.append(b"")  # it has gone
-        launch.loop.cancel(timer)
-        over.extend([] if heard[-1] else [True])
-
-    try:
-        caller.sendall(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))
-    except OSError:
-        pass  # it has gone
-    launch.caught = launch.caught or catch_signals(launch.loop, launch.on_signal)
-    caller.setblocking(False)
-    timer = launch.loop.after(CONNECT_SECONDS, lambda: over.append(False))
-    launch.loop.readers[caller] = read
-    while not over and not launch.signal:
-        launch.loop.step()
-    del launch.loop.readers[caller]
-    caller.close()
-    return b"".join(heard) if over and over[0] else None
-
-
-def hand_kernel_over(launch, caller):
-    """Have the hub run the kernel.
-
-    :param caller: a connection to it
-    :returns: the exit code; None where it has gone without a word
-    :raises Fatal: the kernel has not been started
-    :raises TimeoutError: it is there, but does not answer
-    """
-    request = launch.request
-    words = (str(request.link), request.kernel.path, request.links, launch.log.path or os.devnull)
-    answer = ask_hub(launch, caller, words + (request.via or "",))
-    if launch.signal:
-        launch.log.write("ended by signal {}".format(launch.signal))
-        return 128 + launch.signal
-    if answer is None:
-        raise TimeoutError("the process that runs the kernels of this host does not answer")
-    if answer == b" " and request.via:
-        raise Fatal("the process that ran the kernels of this host has ended before this one's job ran", 255)
-    answer = answer.lstrip()
-    if not answer:
-        return None
-    code, _, text = answer.decode("utf-8", "replace").partition(" ")
-    number = parse_number(code)
-    if text and number != 0:
-        raise Fatal(text, number or 255)
-    if number != 0:
-        return 255 if number is None else number
-    launch.teller.tell(0, text)
-    if text and launch.teller.descriptor is None:
-        say(text)
-    return 0
+            pass  # then the sources are read each time
 
 
 def keep_last(lines, line):
     """Add a line to those of which the last 200 are kept."""
     lines.append(line)
     del lines[:-200]
+
+
+class NoMemory:
+    """Stands for the notes of earlier launches where ``tunnel_lib`` is not there: none is known, none kept."""
+
+    path = None
+
+    def read(self):
+        return {}
+
+    def keep(self, key, value):
+        pass
 
 
 class Launch:
@@ -4052,9 +2775,9 @@ class Launch:
         self.spared = lambda number: False  # whether one that comes does not end everything
         self.current = self.check = self.shared = self.caught = None
         self.died = ""  # what is to be said of an earlier kernel
-        self.told = []  # what the server has said at the login of a shared connection
         self.begin = time.monotonic()
-        self.memory = Memory(memory_path(request, program, log))
+        notes = room_if_there("notes")
+        self.memory = notes.Memory(notes.memory_path(request, program, log)) if notes else NoMemory()
 
     @property
     def seconds(self):
@@ -4072,69 +2795,40 @@ class Launch:
         :raises Fatal: the launch failed; the text says why
         """
         request = self.request
+        names = names_room(request)
         self.caught = self.caught or catch_signals(self.loop, self.on_signal)
-        if WINDOWS and not join_windows_job():
+        if WINDOWS and not room("windows", "Windows needs").join_windows_job():
             self.log.write("Windows allows no job: kill the client too, should this launcher be killed")
         if request.check:
-            self.check = Check(self)
-        if request.link and request.callback and rewritten(str(request.link), (65535, 65535)) is None:
-            self.step("link names", TOO_SHORT.format(request.link))
+            self.check = room("check", "--check needs").Check(self)
+        if request.link and request.callback and not names.fits(request.link):
+            self.step("link names", names.TOO_SHORT.format(request.link))
         if request.check:
-            request.link = self.check.link
-            version = self.quietly([self.program, "-V"])[1].splitlines()
-            self.step("client", "{}, {}".format(self.program, (version or ["version unknown"])[0].strip()))
+            self.check.begin()
         if request.destination.password and self.dialect is OpenSSH and WINDOWS:
             raise Fatal("host: a password needs plink on Windows; ssh there takes keys only")
         if request.relay is not None:
-            return self._relayed()
+            if request.share:
+                return room("hub", "--share needs").launch_through_hub(self)
+            return room("relay", "--relay needs").launch_through_relay(self)
         try:
-            facts, settings = self.follow(self._first_settings())
+            facts, settings = self.follow(self.first_settings())
         finally:
             if self.shared:
                 self.shared.release()
         return self._finish(facts, settings)
 
-    def join_hub(self):
-        """Have the hub run the kernel, where there is one that does.
-
-        :returns: the exit code, or None
-        :raises Fatal: the kernel has not been started
-        """
-        caller = call_hub(hub_path(self))
-        try:
-            return hand_kernel_over(self, caller) if caller else None
-        except TimeoutError as error:
-            self.log.write("{}: this kernel gets a relay of its own".format(error))
-            self.request.share = False
-            return None
-
-    def _relayed(self):
-        """The same through a relay, which has a file of its own."""
-        tunnel_relay = the_relay()
-        listener, path = None, hub_path(self)
-        while path and listener is None:
-            code = None
-            try:
-                caller, listener = become_hub(path)
-                code = hand_kernel_over(self, caller) if caller else None
-            except OSError as error:
-                self.log.write("nothing can be shared: {}".format(error))
-                path = None
-            if code is not None:
-                return code
-        return tunnel_relay.launch_through_relay(
-            sys.modules[__name__], self, self._first_settings(), listener, path
-        )
-
-    def _first_settings(self):
-        request, known = self.request, self._recall()
+    def first_settings(self):
+        """The settings of the first try, from what the request says and earlier launches have learned."""
+        request, known, system = self.request, self.recall(), room_if_there("system")
         ssh = self.dialect is OpenSSH
-        separate = ssh and self.memory.path is not None
+        separate = ssh and has_private_folder()
         wish = (request.option("RequestTTY") or "").lower()
         asked = ssh and wish in ("", "force") and not request.kernel.on_windows
         if request.share and request.relay is None:
-            if ssh and separate:
-                self.shared = SharedConnections(self, self.memory, share_path(self.memory.path))
+            if separate:
+                share = room("share", "--share needs")
+                self.shared = share.SharedConnections(self, self.memory, share.share_path(self.memory.path))
             else:
                 self.log.write("--share needs OpenSSH on Linux or macOS: this kernel gets its own connection")
         if known.get("terminal") == "no":
@@ -4147,11 +2841,11 @@ class Launch:
             guarded=asked and "terminal" not in known and request.relay is None,
             forced=wish == "force",
             separate=separate,
-            asks=WINDOWS or not ssh or can_ask(os.environ, self.program),
+            asks=WINDOWS or not ssh or not system or system.can_ask(os.environ, self.program),
             share="" if self.shared else None,
         )
 
-    def _recall(self):
+    def recall(self):
         """What earlier launches to this destination have left word of."""
         known = self.memory.read()
         if "died" in known:
@@ -4159,11 +2853,11 @@ class Launch:
             self.log.write(self.died)
         return known
 
-    def follow(self, settings, login=False, session=None):
+    def follow(self, settings, kind=ForwardedTry, name="try {}"):
         """Try until a kernel runs and has ended, or until there is nothing left to try.
 
-        :param login: whether it is only about the login of a shared connection
-        :param session: that of a relay, whose next connection it is about
+        :param kind: makes a :class:`Try` of this launch and settings
+        :param name: what the log calls a try
         :returns: facts and settings of the last try
         """
         number = 0
@@ -4176,20 +2870,13 @@ class Launch:
                 self.log.write("the next block of ports is {}".format(settings.ports[0]))
             if settings.share == "":
                 settings = settings.but(share=self.shared.take(settings))
-            name = "shared connection" if login else "try {}".format(number)
-            outer, self.current = self.current, Try(self, settings, name, login, session)
-            plan = self.current.plan
+            outer, self.current = self.current, kind(self, settings)
+            current = self.current
             try:
-                facts = self.current.run()
+                facts = current.run(name.format(number))
             finally:
                 self.current = outer
-            if facts.shared and not login:
-                taken = self._take_forwards_back(settings, plan)
-                if taken and facts.code == 255 and facts.stage == STARTED and not facts.killed:
-                    facts.ended = True  # that is what the kernel has ended with
-                elif not taken and facts.connected and not facts.killed:
-                    facts.code = 255  # nobody is there any more: the connection was lost before all had come
-            self._learn(facts, settings, login)
+            current.learn()
             following = after(facts, settings)
             if following is None or self.signal:
                 return facts, settings
@@ -4199,41 +2886,6 @@ class Launch:
             settings = following.settings
             # Launches that were dropped in the same moment part here.
             self.pause(following.pause * (1 + os.urandom(1)[0] / 255))
-
-    def _learn(self, facts, settings, login):
-        """Remember for later launches what a try has found out."""
-        if facts.obstacle == "no terminal":
-            self.memory.keep("terminal", "no")
-        elif facts.stage == STARTED and settings.guarded and facts.connected:
-            self.memory.keep("terminal", "yes")
-        if login:
-            self.told = facts.told
-        if not self.shared or not settings.share or login:
-            return
-        facts.aside[:0] = self.told  # who goes over that connection has been told so, too
-        if facts.obstacle == "full" and not self.shared.refused():
-            facts.obstacle = "no session"
-        if facts.obstacle == "family":
-            self.ask_connection("exit", settings)
-        if facts.obstacle in ("stale", "family"):
-            self.shared.gone()
-        if facts.obstacle == "stale" and self.shared.number in self.shared.made:
-            facts.obstacle = "lost"  # another one would be
-        if facts.stage == STARTED and self.shared.number in self.shared.made:
-            self.memory.keep("exposed", "yes" if facts.exposed else None)
-
-    def _take_forwards_back(self, settings, plan):
-        """Forwards stay on a shared connection when the session that asked for them ends.
-
-        :returns: whether that connection is still there
-        """
-        code = self.ask_connection("cancel", settings, plan.forward_words)
-        self.log.write("forwards taken back from the shared connection: exit code {}".format(code))
-        return code == 0
-
-    def ask_connection(self, command, settings, words=()):
-        """Have the process behind a shared connection do something; returns ssh's exit code."""
-        return self.quietly(self.asking(command, settings, words))[0]
 
     def asking(self, command, settings, words=()):
         """The arguments with which the process behind a shared connection is asked to do something."""
@@ -4257,19 +2909,18 @@ class Launch:
             else:
                 # Nobody has seen this path run: if it does not exist, the server will say so about now.
                 # If it has connected by then, that is known already, and may be out of date.
-                self.loop.after(
-                    VERIFY_SECONDS, lambda: one.client.code is None and not self.teller.told and self.runs()
-                )
+                still = lambda: one.client.code is None and not self.teller.has_told  # noqa: E731
+                self.loop.after(VERIFY_SECONDS, lambda: still() and self.path_is_right())
 
-    def runs(self):
-        """The kernel does: its path is a good one."""
+    def path_is_right(self):
+        """The kernel has connected, or runs at least: remember its path."""
         if self.request.role is COMPUTE:
             self.memory.keep("kernel " + self.request.kernel.path, time.strftime("%Y-%m-%d %H:%M:%S"))
             self._tell()
 
     def _tell(self):
         """The launch stands; what has been kept of an earlier one is said now."""
-        if self.died and not self.teller.told:
+        if self.died and not self.teller.has_told:
             self.memory.keep("died", None)
         self.teller.tell(0, self.died)
 
@@ -4282,30 +2933,13 @@ class Launch:
         while not over and not self.signal:
             self.loop.step()
 
-    def quietly(self, argv):
-        """Run a command that ends by itself, 5 s at most.
-
-        :returns: its exit code and what it printed
-        """
-        said, before = [], self.signal  # what is put in order after a signal takes its time all the same
-        sinks = {"out": said.append, "err": said.append}
-        client = CLIENT(self.loop, argv, self.environment, sinks, watched=False)
-        timer = self.loop.after(5, lambda: client.end(force=True))
-        while not client.poll():
-            if self.signal != before:
-                client.end(force=True)
-            self.loop.step()
-        self.loop.cancel(timer)
-        return client.code, b"".join(said).decode("utf-8", "replace")
-
     def on_signal(self, number):
+        """A signal has come that asks this process to end."""
         if self.signal is None and self.spared(number):
             return
         self.signal = self.signal or number
-        if self.current and self.current.session:
-            self.current.session.leave()
-        elif self.current:
-            self.current.end("signal")
+        if self.current:
+            self.current.interrupt()
 
     # -- the end
 
@@ -4330,7 +2964,7 @@ class Launch:
             self.log.write(text.format(self.seconds, ending(facts, code)))
             return code
         text = explain(self, facts, settings)
-        if self.request.role is COMPUTE and self.teller.told and not facts.connected:
+        if self.request.role is COMPUTE and self.teller.has_told and not facts.connected:
             self.remember_death(text, self.request)
         raise Fatal(text, code)
 
@@ -4341,12 +2975,26 @@ class Launch:
         self.memory.keep("kernel " + request.kernel.path, None)
 
 
-def parse_seconds(text, otherwise):
-    """A time as ssh takes it: ``90``, ``1m``, ``1h30m``; 0 and ``none`` stand for no limit.
+def explain(launch, facts, settings, request=None):
+    """Why a launch has failed, and what to try next: one line, from what its last try has found out.
 
-    :param text: the option's value, or None
+    :param launch: for its client, and how long it has waited
+    :param request: another than the launch's own
+    """
+    request, why = request or launch.request, room_if_there("why")
+    if why:
+        text = why.reason(launch, facts, settings, request)
+    else:
+        last = (["it said nothing"] + facts.aside + facts.printed + facts.said)[-1].strip()
+        text = "{} ended with exit code {} ({}); the folder tunnel_lib beside tunnel.py would tell more"
+        text = text.format(launch.dialect.kind, facts.code, last)
+    return "launching {} on {}: {}".format(request.role, request.destination, text)
+
+
+def parse_seconds(text, otherwise):
+    """Seconds from a time as ssh takes it (``90``, ``1h30m``; sshd_config(5), TIME FORMATS); 0 for no limit.
+
     :param otherwise: what is right for None, and for what ssh itself is going to refuse
-    :returns: seconds (sshd_config(5), TIME FORMATS)
     """
     if text is None or text.lower() == "none":
         return otherwise if text is None else 0
@@ -4362,45 +3010,6 @@ def parse_seconds(text, otherwise):
     return min(total, 1 << 30)
 
 
-class Check:
-    """``--check``: plays the front end, reports each step, and stops the kernel when it has called back."""
-
-    def __init__(self, launch):
-        self.launch = launch
-        self.listeners = data, message = listen(), listen()
-        self.link = LinkName(data.getsockname()[1], LOOPBACK, message.getsockname()[1], LOOPBACK)
-        launch.loop.readers[data] = lambda: self._accept(data, "data channel")
-        launch.loop.readers[message] = lambda: self._accept(message, "message channel")
-        self.seen = {}
-        self.colours = bool(sys.stdout) and sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-    def report(self, name, text):
-        line = "{:6.2f} s  ok  {}: {}\n".format(self.launch.seconds, name, text)
-        show(line, lambda text: text.replace("ok", "\033[32mok\033[0m", 1) if self.colours else text)
-
-    def _accept(self, listener, name):
-        connection = accept(listener, self.launch.log)
-        if connection is None:
-            return
-        del self.launch.loop.readers[listener]
-        self.seen[name] = connection
-        self.launch.step(name, "the kernel has connected")
-        if name == "data channel":
-            self.launch.loop.readers[connection] = lambda: self._answer(connection)
-        if len(self.seen) == 2:
-            current = self.launch.current
-            current.session.cut() if current.session else current.end("checked")
-
-    def _answer(self, connection):
-        """A connecting link asks which message port it may use, and opens that after this answer."""
-        del self.launch.loop.readers[connection]
-        try:
-            if connection.recv(64):
-                connection.sendall(b"OKY")
-        except OSError:
-            pass  # it has gone again: its end will be told
-
-
 def printable_command(argv):
     """A command line as a POSIX shell would take it; for logs and eyes only."""
     words = []
@@ -4410,30 +3019,6 @@ def printable_command(argv):
     return " ".join(words)
 
 
-def dry_run(request, program, dialect):
-    """Print what would be run, and the ports."""
-    request.link = request.link or LinkName(49152, LOOPBACK, 49153, LOOPBACK)
-    settings = Settings(first_ports(request))
-    if request.relay is None:
-        plan = Plan(request, settings, ())
-    else:
-        tunnel_relay = the_relay()
-        plan = tunnel_relay.NoForwards()
-    if dialect is Plink:
-        password = ("-pwfile", "***") if request.destination.password else ()
-        argv = Plink.arguments(request, plan, program, password)
-    else:
-        argv = OpenSSH.arguments(request, plan, settings)
-    show(printable_command([program] + argv) + "\n")
-    for forward in plan.forwards:
-        arrow = "to the front end" if forward.flag == "-R" else "to the kernel"
-        target = forward.to or "a port of the launcher, chosen at launch"
-        show("{} {}:{} -> {}:{}  {}\n".format(forward.flag, LOOPBACK, forward.port, forward.host, target, arrow))
-    if request.relay is not None:
-        return show(tunnel_relay.preview(sys.modules[__name__], request))
-    return show("link name for the kernel: {}\n".format(plan.link))
-
-
 # ------------------------------------------------------------------------------------------------ main
 
 
@@ -4441,12 +3026,12 @@ class Teller:
     """Tells exit code and line of a launch, once: to whoever waits at the other end of a pipe, if anybody does."""
 
     def __init__(self, descriptor=None):
-        self.descriptor, self.told = descriptor, False
+        self.descriptor, self.has_told = descriptor, False
 
     def tell(self, code, text):
-        if self.descriptor is None or self.told:
+        if self.descriptor is None or self.has_told:
             return
-        self.told = True
+        self.has_told = True
         try:
             os.write(self.descriptor, "{} {}".format(code, text).encode("utf-8", "backslashreplace"))
         except OSError:
@@ -4461,15 +3046,6 @@ class Teller:
             say(text)
         number = parse_number(code)
         return EX_SOFTWARE if number is None else number
-
-
-def launch_logged(request, program, dialect, log, teller):
-    """Launch; whatever goes wrong stands in the log too.
-
-    :returns: the exit code
-    :raises Fatal: the launch failed
-    """
-    return logged(log, lambda: Launch(request, program, dialect, log, teller).run())
 
 
 def logged(log, work):
@@ -4554,54 +3130,39 @@ def start(script, role, argv):
     folder = os.path.dirname(os.path.abspath(__file__))
     inside = "TUNNEL_DETACHED" in os.environ
     if inside:
-        argv = detached_arguments()
+        argv = room("windows", "Windows needs").detached_arguments()
     request = parse_arguments(role, argv)
     in_front = role is CONTROLLER or request.dry_run or request.check
     if WINDOWS and not in_front and not inside:
-        return detach_on_windows(os.path.join(folder, script + ".py"), argv)
+        return room("windows", "Windows needs").detach_on_windows(os.path.join(folder, script + ".py"), argv)
     program, dialect = find_client(request.client, os.environ)
     dialect.check(request)
     if request.dry_run:
-        return dry_run(request, program, dialect)
-    let_go_of_descriptors()
+        return room("check", "--dry-run needs").dry_run(request, program, dialect)
+    system = room_if_there("system")
+    if system:
+        system.let_go_of_descriptors()
     log = Log(folder, script, os.environ)
     log.write("tunnel {}, {}.py, Python {}, {}".format(VERSION, script, sys.version.split()[0], sys.platform))
     log.write("{} {} {}".format(request.destination, request.kernel.path, request.link or "--check"))
+
+    def run(teller):
+        return logged(log, lambda: Launch(request, program, dialect, log, teller).run())
+
     if in_front:
-        return launch_logged(request, program, dialect, log, Teller())
+        return run(Teller())
     if request.share and request.relay is not None:
-        code = logged(log, lambda: Launch(request, program, dialect, log, Teller()).join_hub())
+        hub = room("hub", "--relay needs")
+        code = logged(log, lambda: hub.join_hub(Launch(request, program, dialect, log, Teller())))
         if code is not None:
             return code
 
     def work(teller):
-        code, text = guarded(lambda: launch_logged(request, program, dialect, log, teller))
+        code, text = guarded(lambda: run(teller))
         teller.tell(code, text)
         return code
 
     return work(Teller(1)) if inside else detach(work)
-
-
-def let_go_of_descriptors():
-    """Close what the caller has open, a front end's listening sockets among it, and make sure that there are three
-    standard streams: whatever is opened next would take their places."""
-    if WINDOWS:
-        return
-    try:
-        names = [int(name) for name in os.listdir("/dev/fd") if name.isdigit()]
-    except OSError:
-        names = range(256)
-    for descriptor in names:
-        if descriptor > 2:
-            try:
-                os.close(descriptor)
-            except OSError:
-                pass  # the one that listed them
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
 
 
 def detach(work):
@@ -4633,32 +3194,6 @@ def detach(work):
     return Teller.hear(b"".join(iter(lambda: os.read(reader, 4096), b"")))
 
 
-def detach_on_windows(path, argv):
-    """:func:`detach` where nothing forks: the script starts itself again, without a console. The arguments
-    go through a pipe, since others may read those of a process."""
-    import json
-    import subprocess
-
-    child = subprocess.Popen(
-        [sys.executable, "-Es", path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=dict(os.environ, TUNNEL_DETACHED="1"),
-        creationflags=0x08000000,  # CREATE_NO_WINDOW
-    )
-    child.stdin.write(json.dumps(argv).encode("ascii"))
-    child.stdin.close()
-    return Teller.hear(child.stdout.read())
-
-
-def detached_arguments():
-    """The arguments that :func:`detach_on_windows` has sent."""
-    import json
-
-    del os.environ["TUNNEL_DETACHED"]
-    return json.loads(sys.stdin.buffer.read().decode("ascii"))
-
-
 if __name__ == "__main__":
+    sys.modules["tunnel"] = sys.modules["__main__"]  # as which the files of tunnel_lib import this one
     sys.exit(main())

@@ -17,14 +17,15 @@ import tokenize
 # What the standard library has in every Python from 3.6 on, as far as the program needs it. Not distutils and
 # others that newer versions have dropped.
 STANDARD = """
-    _signal _socket argparse collections copy ctypes errno fcntl hashlib importlib io json os pwd py_compile re
-    resource select signal socket struct subprocess sys tempfile termios threading time traceback zlib
+    _signal _socket argparse binascii collections copy ctypes errno fcntl hashlib importlib io json os
+    pwd py_compile re resource select signal socket struct subprocess sys tempfile termios threading time
+    traceback zlib
 """
 
 # Which modules of the program each module may import: in each list, those before it. What is sent imports nothing
 # else of the program. The rooms import what is sent, and tunnel.py; tunnel.py imports rooms inside a function.
-SENT = ["door", "wire", "kernel", "job", "keeper"]
-ROOMS = ["names", "why", "share", "check", "near", "relay", "hub"]
+SENT = ["door", "bootstrap", "wire", "channels", "line", "kernel", "job", "far", "keeper"]
+ROOMS = ["names", "system", "windows", "probe", "notes", "why", "share", "check", "near", "relay", "hub"]
 ORDER = ["tunnel_lib.sent"] + ["tunnel_lib.sent." + name for name in SENT]
 ORDER += ["tunnel_lib", "tunnel"] + ["tunnel_lib." + name for name in ROOMS]
 MAY_IMPORT = {module: ORDER[:number] for number, module in enumerate(ORDER)}

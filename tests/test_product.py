@@ -45,7 +45,7 @@ def test_a_room_is_imported_when_a_name_is_in_none_that_is(house):
 
 
 def test_a_name_is_set_and_set_back_in_every_room_that_has_it(house):
-    begin = "sys.path[:0] = {!r}; import pytest; patch = pytest.MonkeyPatch()".format(sys.path)
+    begin = "sys.path += {!r}; import pytest; patch = pytest.MonkeyPatch()".format(sys.path)
     show = "print(product.deep(), product.DEPTH)"
     patch = "patch.setattr(product, 'DEPTH', {})"
     said, errors = house(begin, show, patch.format(8), show, patch.format(9), show, "patch.undo()", show)

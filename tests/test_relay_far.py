@@ -11,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import zlib
 
 import pytest
 import rig
@@ -737,7 +736,7 @@ def test_without_python_it_ends_with_101(machine, shell):
     if not os.path.exists(shell):
         pytest.skip("no {} here".format(shell))
     command = product.bootstrap_command().replace(product.PYTHONS, "no-python /nor/this")
-    code, out, _ = ends_with(machine, command, product.sent_source(), shell)
+    code, out, _ = ends_with(machine, command, product.first_sent(), shell)
     assert (code, out) == (101, b"") and "no Python 3" in product.explain_start(code, "")
 
 
@@ -745,7 +744,7 @@ def test_without_python_it_ends_with_101(machine, shell):
 def test_an_old_python_is_passed_over_and_told(machine):
     old = os.path.join(PYENV, "2.7.18", "bin", "python2.7")
     alone = product.bootstrap_command().replace(product.PYTHONS, old)
-    code, _, _ = ends_with(machine, alone, product.sent_source())
+    code, _, _ = ends_with(machine, alone, product.first_sent())
     assert code == 102 and "older than 3.6" in product.explain_start(code, "")
     both = product.bootstrap_command().replace(product.PYTHONS, old + " /bin/false python3")
     with Launcher(machine, command=both) as launcher:
@@ -755,7 +754,7 @@ def test_an_old_python_is_passed_over_and_told(machine):
 
 
 def test_a_source_that_is_cut_short_or_altered_is_told(machine):
-    source = product.sent_source()
+    source = product.first_sent()
     for data, code in ((b"", 103), (source[:5], 103), (source[:-1], 103), (source, 104)):
         assert ends_with(machine, product.bootstrap_command(), data)[0] == code, len(data)
         assert product.explain_start(code, "")
@@ -770,7 +769,7 @@ def test_a_source_that_is_cut_short_or_altered_is_told(machine):
 )
 def test_a_login_that_has_read_the_beginning_is_told(machine, start):
     command = "{}; {}".format(start, product.bootstrap_command())
-    code, out, errors = ends_with(machine, command, product.sent_source() + b"more", "/bin/bash")
+    code, out, errors = ends_with(machine, command, product.first_sent() + b"more", "/bin/bash")
     assert (code, out, errors) == (product.TAKEN, b"", "")
     assert "reads standard input" in product.explain_start(code, "")
 
@@ -782,7 +781,7 @@ def test_another_shell_in_place_of_the_login_shell_executes_nothing(machine, she
     if not os.path.exists(shell.split()[0]):
         pytest.skip("no {} here".format(shell))
     login = machine.login("exec " + shell)
-    os.write(login.stdin, product.sent_source())
+    os.write(login.stdin, product.first_sent())
     if "fish" in shell:
         login.process.stdin.close()
         assert login.process.wait(20) in (127, product.OTHER_SHELL)
@@ -810,7 +809,8 @@ def first_words(machine, goodbye=False):
     name = "relay-" + product.session_name(near.secret)
     machine.names += [os.path.join(folder, name) for folder in product.folders()]
     near.start([machine.script("touch ~/started; sleep 60\n", python=False)], 0)
-    near.wire.attach({"session": near.secret, "new": True, "minutes": 60}, before=near.source, fresh=True)
+    facts = {"session": near.secret, "new": True, "minutes": 60, "rest": len(near.rest)}
+    near.wire.attach(facts, before=near.source, fresh=True, after=near.rest)
     data = b""
     while near.wire.pull():
         chunk = b"".join(near.wire.pull())
@@ -854,7 +854,7 @@ def test_a_file_with_line_ends_of_windows_is_sent_all_the_same(tmp_path):
     product.copy_to(str(tmp_path))
     for name in product.files():
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes().replace(b"\n", b"\r\n"))
-    assert product.sent_from(tmp_path) == product.sent_source()
+    assert product.sent_from(tmp_path) == b"".join(product.parcel())
 
 
 def test_a_windows_kernel_machine_is_recognized():
@@ -865,7 +865,7 @@ def test_a_windows_kernel_machine_is_recognized():
 
 def test_reads_that_come_up_short_are_completed(machine):
     login = machine.login()
-    data = product.sent_source() + product.hello(
+    data = product.first_sent() + product.hello(
         "near", {"session": os.urandom(16).hex(), "new": False, "host": "h-1"}
     )
     for start in range(0, len(data), 97):
@@ -895,11 +895,8 @@ def test_a_source_of_another_version_is_refused(machine):
         waiting_kernel(launcher, machine)
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
-        source = zlib.decompress(launcher.near.source[product.HEAD :]).replace(
-            b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
-        )
-        packed = zlib.compress(source)
-        launcher.near.source = product.opened(packed)
+        before, after = b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
+        launcher.near.source = product.altered_door(launcher.near.source, before, after)
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")
         assert launcher.over[1] == product.VERSIONS and "\n" not in launcher.over[0]
@@ -913,11 +910,8 @@ def test_a_keeper_of_another_version_refuses_and_says_so(machine, monkeypatch):
         waiting_kernel(launcher, machine)
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
-        source = zlib.decompress(launcher.near.source[product.HEAD :]).replace(
-            b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
-        )
-        packed = zlib.compress(source)
-        launcher.near.source = product.opened(packed)
+        before, after = b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
+        launcher.near.source = product.altered_door(launcher.near.source, before, after)
         monkeypatch.setattr(product, "PROTOCOL", 3)  # this launcher is newer than the keeper that it started
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")

@@ -438,7 +438,7 @@ def test_corrupt_input_raises_one_error_only_and_stays_in_bounds():
 
 
 def test_hostile_frames_raise_one_error_only(monkeypatch):
-    monkeypatch.setattr(product, "sent_source", lambda: b"")
+    monkeypatch.setattr(product, "parcel", lambda: (b"", b""))
     bodies = [b"", b"{}", b'{"kernel": 1}', b"[" * 5000, b"\0" * 4, b"\xff" * 4, b"\xff", os.urandom(100)]
     for told in ("ports", "started", "exit", "ended", "over", "note", None, []):
         for kernel in (1, 2, True, [], {}, None):

@@ -664,9 +664,9 @@ class Alone(Running):
         self.link = link or LinkName.parse(frontend.name_of(self.listeners, host))
         self.way = product.Forwards(self.loop, self.log, 6, 4)
         told = "20000@127.0.0.1,20001@127.0.0.1"
-        self.board = product.Switchboard(self.loop, self.log, self.link, told, PAIRS, self.way)
+        self.board = product.NamingSwitchboard(self.loop, self.log, self.link, self.way, told, PAIRS)
         self.board.on_connected = lambda: self.heard.append("connected")
-        self.board.on_lost = lambda: self.heard.append("lost")
+        self.board.on_front_end_gone = lambda: self.heard.append("lost")
         self.ports, self.inward_pairs = self.way.ports, self.way.inward_pairs
         self.way.serve(self.board)
         self.thread.start()
@@ -812,7 +812,7 @@ def test_a_slow_reader_stops_the_sender_and_memory_does_not_grow():
 def test_bulk_data_leaves_nothing_behind_in_the_loop():
     """Each pause and each moment that something is held ends; a timer for each would slow all that follows."""
     with Alone() as alone:
-        alone.do(lambda: [alone.board.channels[0]._stop_looking()])
+        alone.do(lambda: [each.stop() for each in alone.board.channels[0].filters.values()])
         before = alone.do(lambda: len(alone.loop.timers))
         chunk = os.urandom(1 << 20)
         for here, there in ((alone.kernel, alone.front_end), (alone.front_end, alone.kernel)):
@@ -1147,7 +1147,7 @@ class FakeEnd:
     """An end of a channel that notes what is asked of it, and takes as much as a test has it take."""
 
     def __init__(self):
-        self.pending, self.left, self.takes = b"", 0, True
+        self.pending, self.untaken, self.takes = b"", 0, True
         self.calls = []
 
     def write(self, data):
@@ -1170,7 +1170,7 @@ class FakeBoard:
     def on_moved(self):
         pass
 
-    def left(self, channel, end):
+    def end_finished(self, channel, end):
         self.heard.append(end)
 
 
@@ -1273,7 +1273,7 @@ def test_an_end_whose_peer_has_gone_takes_all_and_keeps_nothing():
     there.close()
     assert end.write(b"x" * 100)
     assert end.write(memoryview(b"y" * 100))
-    assert (end.pending, end.deaf, end.left) == (b"", True, 0)
+    assert (end.pending, end.deaf, end.untaken) == (b"", True, 0)
     heard = []
     end.on_data, end.on_finish = lambda data: heard.append(bytes(data)), lambda: heard.append("finish")
     end.on_close = lambda: (heard.append("close"), end.pause())

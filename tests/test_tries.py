@@ -2250,10 +2250,10 @@ def test_a_line_without_end_does_not_fill_the_memory():
 def test_a_launch_is_told_once():
     reader, writer = os.pipe()
     teller = product.Teller(writer)
-    assert not teller.told
+    assert not teller.has_told
     teller.tell(7, "why \udcff ä")
     teller.tell(0, "never mind")
-    assert teller.told
+    assert teller.has_told
     data = os.read(reader, 4096)
     assert os.read(reader, 1) == b""  # closed: whoever waits need not
     assert data == b"7 why \\udcff \xc3\xa4"
@@ -2280,12 +2280,12 @@ def test_what_was_told_becomes_exit_code_and_line(data, code, said, capsys):
 def test_nobody_need_listen():
     teller = product.Teller()
     teller.tell(0, "x")
-    assert not teller.told
+    assert not teller.has_told
     reader, writer = os.pipe()
     os.close(reader)
     teller = product.Teller(writer)
     teller.tell(0, "x")
-    assert teller.told
+    assert teller.has_told
     with pytest.raises(OSError):
         os.fstat(writer)
 

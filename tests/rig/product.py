@@ -14,13 +14,14 @@ import importlib.util
 import os
 import re
 import shutil
+import subprocess
 import sys
 import types
 import zlib
 
 from .machine import LAUNCHERS
 
-WITH_ROOMS = ("tunnel.py", "tunnel_relay.py", "tunnel_lib/*.py", "tunnel_lib/sent/*.py")  # in this order
+WITH_ROOMS = ("tunnel.py", "tunnel_lib/*.py", "tunnel_lib/sent/*.py")  # in this order
 WITHOUT = ("tunnel_sub.py",)  # has no name that is not in a room
 # How a constant is set in a file, up to a comment behind it; and where any name of a module is made.
 ASSIGNMENT = "(?m)^{} = .*?(?=  #|$)"
@@ -140,24 +141,28 @@ def near_and_far(near, far):
 
 def alter_sent(monkeypatch, **constants):
     """Have launchers of this process send a relay whose constants are others."""
-    plain = product.sent_source
-
-    def altered(*arguments):
-        source, found = rewritten_constants(sent_text(plain(*arguments)), constants)
-        assert sorted(found) == sorted(constants)
-        return product.opened(zlib.compress(source.encode("utf-8")))
-
-    monkeypatch.setattr(product, "sent_source", altered)
+    plain = product.text_of_sent
+    assert sorted(constants) == sorted(name for name in constants if room_of(name).startswith("tunnel_lib.sent."))
+    monkeypatch.setattr(product, "text_of_sent", lambda name: rewritten_constants(plain(name), constants)[0])
 
 
-def sent_text(sent):
-    """The program in what is sent to a kernel machine."""
-    return zlib.decompress(sent[product.HEAD :]).decode("utf-8")
+def first_sent():
+    """What launchers send to a kernel machine first on each connection."""
+    return product.parcel()[0]
+
+
+def altered_door(first, before, after):
+    """What is sent first, with another text of the door."""
+    text = zlib.decompress(first[product.HEAD :])
+    assert text.count(before) == 1
+    return product.opened(zlib.compress(text.replace(before, after)))
 
 
 def sent_from(folder):
-    """What launchers in ``folder`` send to a kernel machine."""
-    return product.sent_source(os.path.join(str(folder), "tunnel_relay.py"))
+    """All that launchers in ``folder`` send to a kernel machine."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from tunnel_lib.near import parcel;"
+    code += "sys.stdout.buffer.write(b''.join(parcel()))"
+    return subprocess.check_output([sys.executable, "-SEsc", code, str(folder)])
 
 
 # -- names
