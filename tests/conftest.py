@@ -3,6 +3,7 @@
 import os
 import pathlib
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -14,7 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import rig
 from rig import product
 from rig.desk import Desk, make_machine
-from rig.launches import share_by_hand
+from rig.launches import server_of, share_by_hand
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # hides what becomes of a buffer that nobody takes
 
@@ -40,12 +41,38 @@ def users(machine, tmp_path):
 
 
 @pytest.fixture
+def serve(request, machine):
+    """What has the machine's server started again with lines of its own, for a test."""
+    yield from server_of(request, machine)
+
+
+@pytest.fixture
 def front_end_folder(tmp_path):
     """The launchers in a folder as on a user's machine: with blanks, and letters beyond ASCII."""
     folder = tmp_path / "Bücher und Möbel" / "FrontEnd"
     folder.mkdir(parents=True)
     product.copy_to(str(folder), compiled=True)
     return folder
+
+
+@pytest.fixture
+def in_time():
+    """For tests of which none takes long: one that does never ends."""
+
+    def late(*_):
+        raise AssertionError("this does not come to an end")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """What launches to one destination tell later ones, in a file of the test's own."""
+    return product.Memory(str(tmp_path / "memory"))
 
 
 def pytest_collection_modifyitems(config, items):

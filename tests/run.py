@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Pass the tests: install what they need, then run them on the oldest and the newest Python found.
 
-usage: python3 tests/run.py [pytest arguments]
+usage: python3 tests/run.py [--python VERSION] [pytest arguments]
 
 Each file of tests has a pytest of its own on the newest Python; on the oldest, which passes only a sample of what
 launches kernels, a few share one. Several run at once, the longest first, since they wait more than they
 compute. What one has said is printed in full if it has failed. Arguments that name files or tests restrict the run
-to those, in full on both; all others go to every pytest.
+to those, in full on both; all others go to every pytest. With ``--python 3.6`` only that version is used, for the
+whole of what is to run.
 
 As root on Debian the missing packages are installed; elsewhere they are named, and what needs them is
 skipped (with ``CI`` set, nothing is: it fails). pytest and Mathics3 go into ``.venvs`` beside the tests.
@@ -188,6 +189,10 @@ def windows_python(python, version):
     return glob.glob(os.path.join(folder, "*", "python.exe"))[0]
 
 
+class Wrong(Exception):
+    """An argument that cannot be followed; the text says why."""
+
+
 class Python:
     """One of the interpreters that the tests run on, and what they have found there."""
 
@@ -225,19 +230,36 @@ def spent(seconds):
     return text if seconds < 60 else "{} ({})".format(text, datetime.timedelta(seconds=int(seconds)))
 
 
-def set_up(pool):
+def under_test(found, version):
+    """Which of the interpreters the tests run on: the oldest and the newest, or the one of ``version``.
+
+    :raises Wrong: there is none of that version
+    """
+    if version is None:
+        return found[:1] + found[-1:] if len(found) > 1 else found
+    names = ["{}.{}".format(*each) for each, _ in found]
+    if version not in names:
+        here = ", ".join(sorted(set(names), key=names.index)) or "none from 3.6 on"
+        raise Wrong("--python {}: there is no such Python here; found: {}".format(version, here))
+    return [each for each, name in zip(found, names) if name == version][-1:]
+
+
+def set_up(pool, version=None):
     """What the tests need, of which two files may have to wait for theirs.
 
+    :param version: of the only Python to run on
     :returns: the Pythons, and for each of those files what gives its environment
+    :raises Wrong: there is no such Python
     """
-    packages = pool.submit(install_packages)
     found = interpreters(pool)
+    used = under_test(found, version)
+    packages = pool.submit(install_packages)
     if not found:
         packages.result()
         say("no Python with venv found: apt-get install python3-venv")
         return [], {}
     middle = [path for version, path in found if (3, 10) <= version < (3, 13)]
-    pythons = [Python(*each) for each in (found[:1] + found[-1:] if len(found) > 1 else found)]
+    pythons = [Python(*each) for each in used]
     downloader = (middle or [found[-1][1]])[-1]
     for python in pythons:
         python.prepare(pool, downloader)
@@ -269,10 +291,15 @@ def files_in(argument):
 
 
 def chosen(arguments):
-    """What the arguments choose: a list of words for each file, and what goes to every pytest."""
+    """What the arguments choose: a list of words for each file, and what goes to every pytest.
+
+    :raises Wrong: a file of tests that one names is not there
+    """
     files, options = {}, []
     for before, argument in zip([""] + arguments, arguments):
         found = {} if before in WITH_VALUE else files_in(argument)
+        if not found and before not in WITH_VALUE and re.match(r"[^-].*(/|\.py$|\.py::)", argument):
+            raise Wrong("{}: there are no such tests".format(argument))
         for path, word in found.items():
             files.setdefault(path, []).append(word)
         options += [] if found else [argument]
@@ -448,15 +475,37 @@ def main(arguments):
     if {"-h", "--help"} & set(arguments):
         print(__doc__)
         return 0
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return pass_all(arguments, *set_up(pool))
+    try:
+        version, arguments = version_in(arguments)
+        files, options = chosen(arguments)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            return pass_all(arguments, files, options, *set_up(pool, version))
+    except Wrong as reason:
+        print("run.py: {}".format(reason), file=sys.stderr)
+        return 2
 
 
-def pass_all(arguments, pythons, late):
+def version_in(arguments):
+    """The version that ``--python`` asks for, or None; and the other arguments.
+
+    :raises Wrong: it asks for none
+    """
+    version, others, words = None, [], iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name != "--python":
+            others.append(word)
+            continue
+        version = value if equals else next(words, "")
+        if not re.match(r"\d+\.\d+$", version):
+            raise Wrong("{}: expected a version, such as 3.6".format(" ".join(["--python", version]).strip()))
+    return version, others
+
+
+def pass_all(arguments, files, options, pythons, late):
     """Run the tests that ``arguments`` choose; returns the exit code."""
     if not pythons or not all(python.inside.result() for python in pythons):
         return 1
-    files, options = chosen(arguments)
     rig.sweep()
     contained = can_contain()
     jobs = []

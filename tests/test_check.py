@@ -9,16 +9,10 @@ import sys
 import pytest
 import rig
 from rig import product
-from rig.launches import masters, server_of
+from rig.launches import clients, masters
 
-clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 EXPOSED = "this server opens the forwarded ports to its whole network (GatewayPorts yes in its sshd_config)"
 STEP = r" *\d+\.\d\d s  ok  ([a-z ]+): (\S.*)"
-
-
-@pytest.fixture
-def serve(request, machine):
-    yield from server_of(request, machine)
 
 
 def check(desk, machine, *arguments, client="ssh", script="tunnel.py", **environ):

@@ -1,12 +1,10 @@
 """What servers allow, ask for and say: each harmless, or explained in one line."""
 
-import socket
-import threading
-
 import pytest
 import rig
 from rig.launches import (
     FAKED,
+    clients,
     ends_with,
     failure,
     kinds,
@@ -15,69 +13,12 @@ from rig.launches import (
     masters,
     nothing_else,
     patched,
-    server_of,
     tries,
     works,
 )
+from rig.servers import Relay
 
-clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 EXPOSED = "opens the forwarded ports to its whole network (GatewayPorts yes in its sshd_config)"
-
-
-@pytest.fixture
-def serve(request, machine):
-    yield from server_of(request, machine)
-
-
-class Relay:
-    """A server on this machine's loopback that passes all connections on to ``machine``'s.
-
-    :param first: what it says before that
-    """
-
-    def __init__(self, machine, first=b""):
-        self.there, self.first, self.sockets = (machine.address, machine.port), first, []
-        self.listener = socket.socket()
-        self.listener.bind(("127.0.0.1", 0))
-        self.listener.listen(20)
-        self.port = self.listener.getsockname()[1]
-        self._start(self._serve)
-
-    @staticmethod
-    def _start(work, *arguments):
-        threading.Thread(target=work, args=arguments, daemon=True).start()
-
-    def _serve(self):
-        while True:
-            try:
-                near, _ = self.listener.accept()
-            except OSError:
-                return
-            near.sendall(self.first)
-            far = socket.create_connection(self.there)
-            self.sockets += [near, far]
-            self._start(self._copy, near, far)
-            self._start(self._copy, far, near)
-
-    @staticmethod
-    def _copy(source, target):
-        try:
-            data = source.recv(1 << 16)
-            while data:
-                target.sendall(data)
-                data = source.recv(1 << 16)
-            target.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass  # one side has gone: the other will see that
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.listener.shutdown(socket.SHUT_RDWR)
-        self.listener.close()
-        for each in self.sockets:
-            each.close()
 
 
 # -- what servers allow

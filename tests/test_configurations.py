@@ -15,15 +15,9 @@ from rig.launches import (
     ends_with,
     key_lines,
     log_of,
-    server_of,
     tries,
     works,
 )
-
-
-@pytest.fixture
-def serve(request, machine):
-    yield from server_of(request, machine)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import xml.etree.ElementTree
 import picture
 import pytest
 import rig
+import run
 from rig import docs, product
 from rig.docs import BOTH, MANUAL, README
 
@@ -117,6 +118,15 @@ def run_version(command):
     subprocess.check_call([sys.executable] + shlex.split(command)[1:])
 
 
+def choose_tests(command):
+    version, arguments = run.version_in(shlex.split(command)[2:])
+    files, options = run.chosen(arguments)
+    assert (version, options) == ("3.6", [])
+    for name, words in files.items():
+        for word in words:
+            assert "def {}(".format(word.partition("::")[2]) in docs.text_of(name)
+
+
 def parse_via(command):
     request = product.parse_arguments(product.CONTROLLER, shlex.split(command) + ["host", "/k/10.1/math", LINK])
     assert request.via and request.relay == product.RELAY_MINUTES
@@ -128,6 +138,7 @@ HANDLERS = (
     (r"(?:python3 tunnel\.py|\S+/tunnel\.sh|env .*/tunnel\.sh) --check ", parse_check),
     (r"(?:(?:sudo )?python3 )?install\.py(?: |$)", parse_install),
     (r"(?:python3 )?(?:tests|benchmarks)/\w+\.py$", compile_script),
+    (r"python3 tests/run\.py --python ", choose_tests),
     (r"ssh [a-z0-9@.]+ [a-z/]", parse_ssh),
     (r"ssh-keygen ", run_ssh_keygen),
     (r"chmod ", run_chmod),

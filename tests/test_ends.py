@@ -2,7 +2,6 @@
 is gone is told from one that is only busy."""
 
 import os
-import re
 import select
 import signal
 import socket
@@ -13,107 +12,22 @@ import time
 
 import pytest
 import rig
+from rig.launches import log_of, parent
+from rig.processes import (
+    ALL_LAUNCHES,
+    LAUNCHES,
+    all_gone,
+    client_of,
+    compute,
+    ended_with,
+    launch,
+    launch_all,
+    supervisor,
+    watchdog_of,
+)
 
 FLOOD = 6000000
 SMALL = 4096  # bytes that a front end's system takes for it, so that all else stays on its way
-
-# Each role, and each way to the kernel machine: a client, ``share`` for --share, ``users`` for a connection that
-# the user's configuration shares.
-LAUNCHES = [("classic", "ssh"), ("callback", "plink"), ("compute", "share"), ("callback", "users")]
-ALL_LAUNCHES = LAUNCHES + [("callback", "ssh"), ("compute", "ssh"), ("classic", "plink"), ("compute", "plink")]
-
-
-def launch(desk, machine, role, way, users=None, **options):
-    words = ["--share"] if way == "share" else []
-    environment = {"TUNNEL_SSH": users} if way == "users" else {}
-    return desk.launch(
-        machine, role, *words, client="plink" if way == "plink" else "ssh", env=environment, **options
-    )
-
-
-def launch_all(desk, machine, launches, users, **options):
-    """Front ends of several launches, all channels standing."""
-    ends = [launch(desk, machine, role, way, users, **options) for role, way in launches]
-    for end in ends:
-        end.accept()
-    return ends
-
-
-def compute(ends):
-    """Have the kernels compute: from then on they look at no link."""
-    for end in ends:
-        end.tell(b"!compute\n")
-        assert end.channels[0].recv(4) == b"busy"
-
-
-def parent_of(pid):
-    try:
-        with open("/proc/{}/stat".format(pid)) as stream:
-            return int(stream.read().rpartition(")")[2].split()[1])
-    except OSError:
-        return None
-
-
-def supervisor(desk, end):
-    """The process that stays with the client: the launcher, or what it leaves behind where it returns early."""
-
-    def found():
-        named = [pid for pid in desk.processes() if end.link in rig.command_line(pid)]
-        if end.role == "compute":
-            named = [pid for pid in named if pid != end.launcher.pid]
-        return [pid for pid in named if parent_of(pid) not in named]  # not one that is about to run something else
-
-    rig.wait_until(lambda: len(found()) == 1, 5, "the process that stays")
-    return found()[0]
-
-
-def started_by(pid, word):
-    """The process with ``word`` in its arguments that a launcher has started."""
-    names = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    (child,) = [each for each in names if parent_of(each) == pid and word in " ".join(rig.command_line(each))]
-    return child
-
-
-def client_of(desk, end):
-    return started_by(supervisor(desk, end), "-LinkName")
-
-
-def watchdog_of(desk, end):
-    return started_by(supervisor(desk, end), "tunnel-watchdog")
-
-
-def log_of(desk, end):
-    """The log of one launch; empty as long as there is none."""
-    return "".join(text for text in desk.logs() if end.link in "".join(text.splitlines()[1:2]))
-
-
-def still_running(desk):
-    """Process ids of all that was launched, but for shared connections, which outlive their kernels."""
-    return [pid for pid in desk.processes() if "ControlPersist=60" not in rig.command_line(pid)]
-
-
-def all_gone(desk, seconds=10):
-    rig.wait_until(lambda: not still_running(desk), seconds, "the end of launchers, clients and watchdogs")
-
-
-def wait_for_end_of(desk, end, seconds=10):
-    def runs():
-        return [pid for pid in desk.processes() if end.link in rig.command_line(pid)]
-
-    rig.wait_until(lambda: not runs(), seconds, "the end of a launcher")
-
-
-def ended_with(desk, end, seconds=10):
-    """The exit code of a launch, once it is over. That of a launcher which had returned before stands in its log,
-    unless there is something to explain."""
-    code = end.wait(seconds)[0]
-    if end.role != "compute":
-        return code
-    assert code == 0
-    wait_for_end_of(desk, end, seconds)
-    last = log_of(desk, end).splitlines()[-1]
-    found = re.search(r"the kernel has ended after \d+ s with exit code (\d+)$", last)
-    return int(found.group(1)) if found else None
 
 
 # -- nothing is lost
@@ -184,7 +98,7 @@ def knows_of_the_end(desk, end):
     """Whether a launcher has heard that its kernel has ended: from the client, or by the client's own end."""
     log = log_of(desk, end)
     told = " rtype exit-status " in log or "Session sent command exit status" in log
-    return told or not [pid for pid in desk.processes() if parent_of(pid) == supervisor(desk, end)]
+    return told or not [pid for pid in desk.processes() if parent(pid) == supervisor(desk, end)]
 
 
 def test_a_front_end_that_never_reads_keeps_nobody_for_ever(desk, machine, users):

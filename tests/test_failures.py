@@ -6,46 +6,14 @@ import re
 import signal
 import socket
 import sys
-import threading
 import time
 
 import pytest
 import rig
 from rig import frontend, product
 from rig.desk import make_machine
-from rig.launches import ends_with, key_lines, launched, log_of, nothing_else, patched, server_of
-
-clients = pytest.mark.parametrize("client", ["ssh", "plink"])
-KERNEL = "/usr/local/Wolfram/Mathematica/10.1/Executables/MathKernel"
-
-
-@pytest.fixture
-def serve(request, machine):
-    yield from server_of(request, machine)
-
-
-def failure(client):
-    return 255 if client == "ssh" else 1
-
-
-def fails(desk, end, code, words, seconds):
-    """Assert that a launch ends with ``code``, in time, and with ``words`` in one line on stderr, which is
-    the last line of its log too."""
-    begin = time.monotonic()
-    found, errors = end.wait(seconds + 5)
-    took = time.monotonic() - begin
-    assert found == code, errors
-    assert took < seconds
-    lines = errors.splitlines()
-    assert len(lines) == 1, errors
-    assert re.search(words, lines[0]), lines[0]
-    logs = desk.logs()
-    assert logs
-    desk.no_process()
-    last = desk.logs()[-1].splitlines()[-1]
-    assert last.partition(" ")[2] == lines[0].partition(": ")[2]
-    assert not re.search(r"Traceback|internal", errors)
-    return lines[0]
+from rig.launches import clients, ends_with, fails, failure, key_lines, launched, log_of, nothing_else, patched
+from rig.servers import silent_server
 
 
 @clients
@@ -199,33 +167,6 @@ def test_no_client(desk, machine):
     code, errors = end.wait()
     assert code == 69
     assert "looked for /no/such/ssh" in errors
-
-
-def silent_server(hello=b""):
-    """A server that accepts, says ``hello`` and then nothing; returns its port and what ends it."""
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    listener.listen(20)
-    taken = []
-
-    def serve():
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            connection.sendall(hello)
-            taken.append(connection)
-
-    threading.Thread(target=serve, daemon=True).start()
-
-    def end():
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        for connection in taken:
-            connection.close()
-
-    return listener.getsockname()[1], end
 
 
 def test_a_server_that_says_nothing_is_given_up_in_the_time_that_was_asked_for(desk, machine):

@@ -3,80 +3,26 @@ processor, nobody else's time, and no more of the disk than a log may take."""
 
 import errno
 import fcntl
-import os
 import re
 import resource
 import signal
 import socket
-import sys
 import time
 
 import pytest
 import rig
 from rig import frontend
-from test_ends import LAUNCHES, all_gone, client_of, launch_all, log_of, supervisor, watchdog_of
-
-ROLES = ["classic", "callback", "compute"]
-roles = pytest.mark.parametrize("role", ROLES)
-
-
-def launch_through(desk, machine, role, code, *arguments, host_of_links="127.0.0.1", main=None):
-    """A front end whose launcher is started by Python ``code``: that ends with ``run()``, which becomes the
-    launcher, or with ``stay()``, which is it in the same process.
-
-    :param arguments: options of the launcher
-    :param main: two sockets that listen for the main link
-    """
-    end = frontend.FrontEnd(role)
-    desk.front_ends.append(end)
-    desk.machines.append(machine)
-    if main:
-        end.close_listeners()
-        end.main = main
-    end.link = frontend.name_of(end.main, host_of_links)
-    script = "tunnel_sub" if role == "compute" else "tunnel"
-    begin = (
-        "import os, sys, socket, resource, time\n"
-        "folder = sys.argv.pop(1)\n"
-        "def run():\n"
-        "    os.execv(sys.executable, [sys.executable, os.path.join(folder, {!r})] + sys.argv[1:])\n"
-        "def stay():\n"
-        "    sys.path.insert(0, folder)\n"
-        "    import tunnel\n"
-        "    sys.exit(tunnel.main({!r}, tunnel.{}))\n"
-    ).format(script + ".py", script, "COMPUTE" if role == "compute" else "CONTROLLER")
-    kernel = machine.modern if role == "callback" else machine.classic
-    end.launch(
-        *(list(arguments) + [machine.destination, kernel]),
-        command=[sys.executable, "-c", begin + code, str(desk.folder)],
-        environment=desk.environment(machine),
-    )
-    return end
-
-
-def descriptors(pid):
-    """What a process has open: descriptor and the name that the system gives it."""
-    found = {}
-    folder = "/proc/{}/fd".format(pid)
-    for name in os.listdir(folder):
-        try:
-            found[int(name)] = os.readlink(os.path.join(folder, name))
-        except OSError:
-            pass  # it was the one that listed them, or has been closed
-    return found
-
-
-def listens_at(pid):
-    """Ports of the loopback at which a process listens."""
-    inodes = {name[len("socket:[") : -1] for name in descriptors(pid).values() if name.startswith("socket:[")}
-    found = set()
-    with open("/proc/net/tcp") as stream:
-        for line in list(stream)[1:]:
-            words = line.split()
-            if words[3] == "0A" and words[9] in inodes:
-                found.add(int(words[1].partition(":")[2], 16))
-    return found
-
+from rig.launches import launch_through, log_of, roles
+from rig.processes import (
+    LAUNCHES,
+    all_gone,
+    client_of,
+    descriptors,
+    launch_all,
+    listens_at,
+    supervisor,
+    watchdog_of,
+)
 
 # -- descriptors
 
@@ -263,7 +209,6 @@ def test_strangers_who_ask_for_the_password_delay_nothing(desk, machine, tmp_pat
 
 
 # -- nothing waits for somebody else
-
 
 SLOW_NAMES = (
     "import _socket\n"

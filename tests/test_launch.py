@@ -10,10 +10,7 @@ import pytest
 import rig
 from rig import frontend
 from rig.desk import make_machine
-
-CLIENTS = ["ssh", "plink"]
-clients = pytest.mark.parametrize("client", CLIENTS)
-roles = pytest.mark.parametrize("role", ["classic", "callback", "compute"])
+from rig.launches import clients, roles
 
 
 @clients

@@ -3,9 +3,7 @@ for what launches tell later ones."""
 
 import os
 import random
-import re
 import signal
-import stat
 import sys
 import time
 
@@ -13,57 +11,18 @@ import pytest
 import rig
 from rig import product
 from rig.desk import make_machine
-from test_ends import all_gone, client_of, compute, log_of, still_running, supervisor, watchdog_of
-from test_failures import silent_server
-
-BOUND = 5  # seconds until all is gone, SIGKILL included; the README states it
-
-
-def temporary_files():
-    """What launchers may have left in the temporary folder; other tests have folders of their own there."""
-    return {name for name in os.listdir("/tmp") if re.match("tunnel-(?!rig-|run-|demo-|relay-)", name)}
-
-
-def is_named_leftover(path):
-    """Whether a file is what launches to one destination tell later ones: private, small, no socket, no pipe."""
-    found = os.lstat(str(path))
-    plain = stat.S_ISREG(found.st_mode) and stat.S_IMODE(found.st_mode) == 0o600
-    return plain and found.st_size < 1000 and re.match(r"[0-9a-f]{8}$", path.name)
-
-
-def left_in_runtime_folder(desk):
-    return [path for path in desk.runtime.glob("**/*") if path.name != "tunnel" and not is_named_leftover(path)]
-
-
-class Before:
-    """What there was before a launch, and whether it is so again."""
-
-    def __init__(self, desk, machine):
-        self.desk, self.machine = desk, machine
-        self.files = temporary_files()
-        self.there = set(machine.listeners())
-        self.watchdogs = set()
-
-    def watch(self, end):
-        """Look out for the watchdog of a launch: no word of its environment says whose it is."""
-        self.watchdogs.add(watchdog_of(self.desk, end))
-
-    def again(self, end, seconds=BOUND):
-        """Assert that all is as before within ``seconds``, though the front end may still hold its links."""
-        begin = time.monotonic()
-        self.desk.no_process(seconds)
-        rig.wait_until(lambda: not self.machine.kernels(), seconds, "the end of the kernel")
-        rig.wait_until(lambda: not self.machine.sessions(), seconds, "the end of the session there")
-        rig.wait_until(lambda: not any(map(rig.command_line, self.watchdogs)), seconds, "the watchdog's end")
-        end.close_listeners()
-        here = set(self.desk.local_ports())
-        rig.wait_until(lambda: not here & set(rig.listening_ports()), seconds, "listeners here")
-        rig.wait_until(lambda: set(self.machine.listeners()) <= self.there, seconds, "listeners there")
-        assert time.monotonic() - begin < seconds + 1
-        assert temporary_files() <= self.files
-        assert left_in_runtime_folder(self.desk) == []
-        assert self.desk.left_files() == []
-
+from rig.launches import log_of
+from rig.processes import (
+    BOUND,
+    Before,
+    all_gone,
+    client_of,
+    compute,
+    left_in_runtime_folder,
+    still_running,
+    supervisor,
+)
+from rig.servers import silent_server
 
 # Each role and each client; what is most common has each with each.
 ways = pytest.mark.parametrize("role, client", [("classic", "ssh"), ("callback", "plink"), ("compute", "ssh")])

@@ -15,13 +15,13 @@ import pytest
 import rig
 from rig import frontend, product, relays
 from rig.desk import make_machine
+from rig.launches import clients
 from rig.relays import (
     OTHERS,
     QUICK,
     SERVER,
     Bulk,
     came_back,
-    clients,
     count,
     cut,
     forget,

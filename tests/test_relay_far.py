@@ -14,24 +14,12 @@ import time
 
 import pytest
 import rig
-from rig import product
+from rig import far, product
+from rig.far import over, waiting_kernel
 from rig.logins import PYENV, Launcher, Machine, is_keeper
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked at in /proc")
-
-
-@pytest.fixture
-def machine():
-    with Machine() as machine:
-        yield machine
-
-
-def over(launcher, machine):
-    """End a session; nothing may be left."""
-    launcher.call(launcher.near.end)
-    launcher.wait(lambda: launcher.over, "the session's end")
-    assert launcher.over == ("the session is over", None)
-    machine.no_process()
+machine = far.machine
 
 
 # -- kernels
@@ -456,14 +444,6 @@ def test_a_kernel_that_ignores_it_is_killed_after_5_s_with_its_group(machine):
         machine.no_process()
 
 
-def waiting_kernel(launcher, machine):
-    front_end, kernel = launcher.launch(machine.kernel("computing"), "compute")
-    front_end.close_listeners()
-    for channel in front_end.channels:
-        channel.close()
-    return kernel
-
-
 def test_with_0_minutes_a_lost_connection_ends_the_kernel_at_once(machine):
     with Launcher(machine, cable=True, reconnect=False, minutes=0) as launcher:
         waiting_kernel(launcher, machine)
@@ -697,7 +677,6 @@ def test_a_kernel_that_ends_while_nobody_is_connected_is_told_on_the_return(mach
 
 
 # -- logins
-
 
 SHELLS = ["/bin/sh", "/bin/bash", "/bin/dash", "/usr/bin/zsh", "/bin/csh", "/bin/tcsh", "/usr/bin/fish"]
 
@@ -1075,7 +1054,6 @@ def test_a_session_that_has_nothing_to_tell_outlives_its_last_kernel_no_longer_w
 
 
 # -- many kernels
-
 
 FLOOD = """
 import socket, sys

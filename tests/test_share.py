@@ -12,11 +12,10 @@ from rig.launches import (
     log_of,
     masters,
     nothing_else,
-    server_of,
     share_by_hand,
     sharing_ssh,
 )
-from test_ends import supervisor
+from rig.processes import supervisor
 
 FULL = "the shared connection takes no further kernel"
 CALLED_BACK = "the kernel has called back"
@@ -30,11 +29,6 @@ def works(end):
     assert end.wait(30) == (0, "")
     end.accept()
     end.echo(1000)
-
-
-@pytest.fixture
-def serve(request, machine):
-    yield from server_of(request, machine)
 
 
 @pytest.fixture

@@ -4,15 +4,7 @@ import os
 
 import pytest
 import rig
-from rig.launches import FAKED, ends_with, log_of, parent, server_of, works
-
-clients = pytest.mark.parametrize("client", ["ssh", "plink"])
-
-
-@pytest.fixture
-def serve(request, machine):
-    yield from server_of(request, machine)
-
+from rig.launches import FAKED, clients, ends_with, log_of, parent, works
 
 # -- login shells
 

@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import errno
-import itertools
 import json
 import os
 import random
@@ -17,11 +16,11 @@ import pytest
 import rig
 from rig import frontend, product
 from rig import standin_kernel as wire
+from rig.names import PAIRS, marked, name_of_length, told_for
 from rig.product import LOOPBACK, LinkName, NameReplacer
 
 SESSIONS = json.load(open(os.path.join(rig.TESTS, "data", "transcripts.json")))
 CALLBACKS = [session for session in SESSIONS if session["mode"] == "callback"]
-PAIRS = [(53999, 54000), (54001, 54002)]
 
 
 class Board:
@@ -145,26 +144,6 @@ def test_what_is_not_exactly_a_link_name_is_left_alone(text):
 
 
 # -- strings as they travel: their length stands before them
-
-
-def marked(text, length=None):
-    """A string in the data channel, as measured (WSTP revision 48): ``~``, its length, its bytes, a line's end."""
-    length = len(text) if length is None else length
-    return b'"bD~' + (bytes([0x40 + length]) if length < 64 else b"%d " % length) + text + b"\n"
-
-
-def name_of_length(length, ports=(32817, 35625)):
-    """A link name of ``length`` bytes; labels of a host have up to 63."""
-    letters = itertools.cycle("abcdefghijklmnopqrstuvwxyz-0123456789abcdefghijklmnopqrst.")
-    room = length - sum(len(str(port)) for port in ports) - 3
-    hosts = ["".join(next(letters) for _ in range(size)) for size in (room // 2, room - room // 2)]
-    hosts = ["a" + host[1:-1] + "z" if len(host) > 1 else "a" for host in hosts]
-    return "{}@{},{}@{}".format(ports[0], hosts[0], ports[1], hosts[1]).encode()
-
-
-def told_for(name, pair=PAIRS[0]):
-    told = product.rewritten(name.decode(), pair)
-    return name if told is None else told.encode()
 
 
 def test_names_of_every_length_are_replaced_wherever_they_are_split():

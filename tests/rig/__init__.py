@@ -4,9 +4,14 @@
 - ``desk``: the front end machine of one test
 - ``frontend``, ``standin_kernel``, ``standin_plink.c``: stand-ins for the front end, the kernel, plink on Windows
 - ``product``: the launchers' own names and files, wherever they lie
-- ``launches``: kinds of launches, and how they end
-- ``relays``, ``logins``: relays over a network that comes and goes; relays without an SSH client
+- ``launches``, ``processes``: kinds of launches and how they end; their processes, and what is left of them
+- ``servers``: servers that are no SSH servers
+- ``tries``: what clients print, and what a try makes of it, without a client
+- ``relays``, ``far``: relays over a network that comes and goes; their far end alone, which is this machine
+- ``logins``, ``wires``: relays without an SSH client; two ends of a relay's connection without any process
 - ``slurm``, ``via``: a cluster with a scheduler; launches through a command
+- ``names``: link names as they travel
+- ``installing``: install.py at work
 - ``docs``: README and MANUAL, taken apart
 """
 

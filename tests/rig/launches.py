@@ -2,11 +2,16 @@
 
 import re
 import sys
+import time
+
+import pytest
 
 import rig
 from rig import frontend, product
 
 ROLES = ("classic", "callback", "compute", "shared")  # a shared one is a compute kernel on a shared connection
+clients = pytest.mark.parametrize("client", ["ssh", "plink"])
+roles = pytest.mark.parametrize("role", ["classic", "callback", "compute"])
 DIAL = "dial.py"  # the program that a test has ssh connect through
 MASTER = "ControlPersist=60"  # a word in the command line of a shared connection
 
@@ -184,3 +189,57 @@ def share_by_hand(machine, tmp_path):
     wrapper = sharing_ssh(machine, tmp_path)
     rig.must(wrapper, "-M", "-f", "-N", machine.address)
     return wrapper
+
+
+def fails(desk, end, code, words, seconds):
+    """Assert that a launch ends with ``code``, in time, and with ``words`` in one line on stderr, which is
+    the last line of its log too."""
+    begin = time.monotonic()
+    found, errors = end.wait(seconds + 5)
+    took = time.monotonic() - begin
+    assert found == code, errors
+    assert took < seconds
+    lines = errors.splitlines()
+    assert len(lines) == 1, errors
+    assert re.search(words, lines[0]), lines[0]
+    logs = desk.logs()
+    assert logs
+    desk.no_process()
+    last = desk.logs()[-1].splitlines()[-1]
+    assert last.partition(" ")[2] == lines[0].partition(": ")[2]
+    assert not re.search(r"Traceback|internal", errors)
+    return lines[0]
+
+
+def launch_through(desk, machine, role, code, *arguments, host_of_links="127.0.0.1", main=None):
+    """A front end whose launcher is started by Python ``code``: that ends with ``run()``, which becomes the
+    launcher, or with ``stay()``, which is it in the same process.
+
+    :param arguments: options of the launcher
+    :param main: two sockets that listen for the main link
+    """
+    end = frontend.FrontEnd(role)
+    desk.front_ends.append(end)
+    desk.machines.append(machine)
+    if main:
+        end.close_listeners()
+        end.main = main
+    end.link = frontend.name_of(end.main, host_of_links)
+    script = "tunnel_sub" if role == "compute" else "tunnel"
+    begin = (
+        "import os, sys, socket, resource, time\n"
+        "folder = sys.argv.pop(1)\n"
+        "def run():\n"
+        "    os.execv(sys.executable, [sys.executable, os.path.join(folder, {!r})] + sys.argv[1:])\n"
+        "def stay():\n"
+        "    sys.path.insert(0, folder)\n"
+        "    import tunnel\n"
+        "    sys.exit(tunnel.main({!r}, tunnel.{}))\n"
+    ).format(script + ".py", script, "COMPUTE" if role == "compute" else "CONTROLLER")
+    kernel = machine.modern if role == "callback" else machine.classic
+    end.launch(
+        *(list(arguments) + [machine.destination, kernel]),
+        command=[sys.executable, "-c", begin + code, str(desk.folder)],
+        environment=desk.environment(machine),
+    )
+    return end

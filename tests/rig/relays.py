@@ -12,7 +12,6 @@ import rig
 from rig import logins
 from rig.desk import make_machine
 
-clients = pytest.mark.parametrize("client", ["ssh", "plink"])
 QUICK = {"DEAD_SECONDS": 1.5, "PING_SECONDS": 0.4}  # so that a silent connection is noticed soon
 SERVER = ["AllowTcpForwarding no"]
 OTHERS = [sys.executable, sys.executable.replace("py3.13", "py3.6"), sys.executable.replace("py3.6", "py3.13")]
