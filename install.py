@@ -14,7 +14,6 @@ the file is, and a file is there whole or not at all.
 import argparse
 import collections
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -46,8 +45,6 @@ SHARE = "/usr/share/"  # where base directories are on Linux
 #                                of what of ours it has replaced; - for none
 RECORD = "tunnel-install.txt"
 RECORD_TITLE = "# What install.py has put into this folder; by this it takes it away again."
-OLD_RECORD = "tunnel-install.json"  # as install.py wrote it before
-OLD_COPY = ".tunnel-installed"  # as install.py --remote did: a copy of tunnel.m
 ASIDE = ".before-tunnel"
 NEW = ".tunnel-new"  # ends the name of a file while it is written
 
@@ -154,19 +151,13 @@ present() {{ [ -e "$1" ] || [ -h "$1" ]; }}
 ours() {{ [ -n "$1" ] && {{ [ "$1" = "$sha" ] || [ "$1" = "$former" ]; }}; }}
 digest_of() {{ if [ -f "$1" ]; then sha256 <"$1"; fi; }}
 
-# The newest record in $folder, in any of the forms that there have been: sets source, sha, aside, levels.
+# The record in $folder: sets source, sha, aside, former, levels.
 look() {{
     sha= former= aside= levels= source=$folder/{record}
     if [ -f "$source" ]; then
         set -- $(sed -n 's/^file tunnel[.]m //p' "$source")
         sha=${{1-}} aside=${{2-}} former=${{3-}}
         levels=$(sed -n 's/^folders //p' "$source")
-    elif source=$folder/{old_copy} && [ -f "$source" ]; then
-        sha=$(sha256 <"$source") aside=tunnel.m{aside} levels=2
-    elif source=$folder/{old_record} && [ -f "$source" ]; then
-        sha=$(sed -n 's/.*"sha256": "\\([0-9a-f]*\\)".*/\\1/p' "$source")
-        aside=$(sed -n 's/.*"aside": "\\(.*\\)".*/\\1/p' "$source")
-        levels=$(sed -n 's/^  "\\(.*\\)",\\{{0,1\\}}$/\\1/p' "$source" | sort -u | wc -l | tr -d ' ')
     else
         source=
     fi
@@ -223,7 +214,6 @@ install() {{
         give_up "$record"
         return
     fi
-    if [ -n "$source" ] && [ "$source" != "$record" ]; then rm -f "$source"; fi
     if [ -n "$moved" ]; then
         mv "$file" "$folder/$moved" || {{ fail "$file: cannot be moved aside"; return; }}
     fi
@@ -234,26 +224,25 @@ install() {{
 
 uninstall() {{
     if [ -z "$dry" ]; then rm -f "$file{new}" "$folder/{record}{new}"; fi # of a run that was killed
-    while look; do
-        any=yes
-        if present "$file" && ! ours "$(digest_of "$file")"; then
-            if [ "$aside" != - ]; then aside="; what was there before is $aside"; else aside=; fi
-            say "kept: $file: it has changed since it was installed$aside"
-            if [ -n "$dry" ]; then return; fi
-        else
-            if [ -n "$dry" ]; then say "would remove: $file"; return; fi
-            if present "$file"; then
-                rm -f "$file" || {{ fail "$file: cannot be removed"; return; }}
-                say "removed: $file"
-            fi
-            if [ "$aside" != - ]; then
-                mv "$folder/$aside" "$file" || {{ fail "$folder/$aside: cannot be moved back"; return; }}
-                say "restored: $file"
-            fi
+    look || return 0
+    any=yes
+    if present "$file" && ! ours "$(digest_of "$file")"; then
+        if [ "$aside" != - ]; then aside="; what was there before is $aside"; else aside=; fi
+        say "kept: $file: it has changed since it was installed$aside"
+        if [ -n "$dry" ]; then return; fi
+    else
+        if [ -n "$dry" ]; then say "would remove: $file"; return; fi
+        if present "$file"; then
+            rm -f "$file" || {{ fail "$file: cannot be removed"; return; }}
+            say "removed: $file"
         fi
-        rm -f "$source" || {{ fail "$source: cannot be removed"; return; }}
-        remove_folders
-    done
+        if [ "$aside" != - ]; then
+            mv "$folder/$aside" "$file" || {{ fail "$folder/$aside: cannot be moved back"; return; }}
+            say "restored: $file"
+        fi
+    fi
+    rm -f "$source" || {{ fail "$source: cannot be removed"; return; }}
+    remove_folders
 }}
 
 # One product, by the names of its user base directory and its base directory, and whether a variable names one.
@@ -485,23 +474,14 @@ class Entry(collections.namedtuple("Entry", "sha256 aside former")):
 
 class Record:
     """What was put into a folder: ``files``, entries by name, and ``levels``, how many folders were made for
-    it, from itself upwards. ``name`` is that of the file that says so, None without one."""
+    it, from itself upwards. ``there`` is whether there is a file that says so."""
 
     def __init__(self, folder):
-        """Read the newest there, in any of the forms that there have been.
-
-        :raises OSError: there is one, and it cannot be read
-        """
-        self.folder, self.files, self.levels, self.name = folder, {}, 0, None
-        for name, understand in (
-            (RECORD, self._understand),
-            (OLD_COPY, self._understand_copy),
-            (OLD_RECORD, self._understand_json),
-        ):
-            if os.path.lexists(self.path(name)):
-                self.name = name
-                understand(read(self.path(name)))
-                break
+        """:raises OSError: there is a record, and it cannot be read"""
+        self.folder, self.files, self.levels = folder, {}, 0
+        self.there = os.path.lexists(self.path(RECORD))
+        if self.there:
+            self._understand(read(self.path(RECORD)))
         for name, entry in self.files.items():
             if entry.aside and not os.path.lexists(self.path(entry.aside)):
                 self.files[name] = entry._replace(aside=None)
@@ -517,23 +497,6 @@ class Record:
             elif words[:1] == ["file"] and len(words) == 5:
                 self.files[words[1]] = Entry(*words[2:])
 
-    def _understand_copy(self, data):
-        """It did not say which folders it had made; it removed those that were empty."""
-        self.files["tunnel.m"] = Entry(digest(data), "tunnel.m" + ASIDE, None)
-        self.levels = 2
-
-    def _understand_json(self, data):
-        try:
-            found = json.loads(data.decode("utf-8"))
-            files = {name: Entry(each["sha256"], each["aside"], None) for name, each in found["files"].items()}
-            made, path = set(map(os.path.abspath, found["folders"])), self.folder
-        except (ValueError, KeyError, TypeError):
-            return  # no record of ours
-        self.files = files
-        while path in made:
-            made.remove(path)
-            self.levels, path = self.levels + 1, os.path.dirname(path)
-
     def save(self, files, levels):
         """Write it with these; only then they count."""
         lines = [RECORD_TITLE, "folders {}".format(levels)]
@@ -541,9 +504,7 @@ class Record:
             lines.append(" ".join(["file", name] + [word or "-" for word in entry]))
         data = ("\n".join(lines) + "\n").encode("utf-8")
         os.replace(write_new(self.path(RECORD), data, 0o644), self.path(RECORD))
-        if self.name and self.name != RECORD:
-            os.remove(self.path(self.name))
-        self.files, self.levels, self.name = files, levels, RECORD
+        self.files, self.levels, self.there = files, levels, True
 
 
 class Folder:
@@ -596,7 +557,7 @@ class Folder:
                 break
             if name.endswith(".py") and name in self.record.files and not self.dry_run:
                 self._compile(name)
-        if not self.dry_run and not self.record.name:  # nothing could be written
+        if not self.dry_run and not self.record.there:  # nothing could be written
             remove_folders(self.levels(self.made))
 
     def _make(self):
@@ -667,15 +628,16 @@ class Folder:
         self.attempt(cached, lambda: py_compile.compile(self.file(name), cfile=self.file(cached), optimize=0))
 
     def uninstall(self):
-        """Take away what the records say, the newest first; what has changed since stays."""
+        """Take away what the record says; what has changed since stays."""
         if not self.dry_run:
             self.attempt("", self._remove_unfinished)
-        while self.attempt(RECORD, self._read_record) and self.record.name:
-            self.found = True
-            for name in sorted(self.record.files):
-                self.attempt(name, self._uninstall, name, self.record.files[name])
-            if self.dry_run or self.failed or not self.attempt(self.record.name, self._forget):
-                break
+        if not self.attempt(RECORD, self._read_record) or not self.record.there:
+            return
+        self.found = True
+        for name in sorted(self.record.files):
+            self.attempt(name, self._uninstall, name, self.record.files[name])
+        if not self.dry_run and not self.failed:
+            self.attempt(RECORD, self._forget)
 
     def _uninstall(self, name, entry):
         path, present = self.file(name), digest_of(self.file(name))
@@ -702,7 +664,7 @@ class Folder:
                 os.remove(self.file(name))
 
     def _forget(self):
-        os.remove(self.file(self.record.name))
+        os.remove(self.file(RECORD))
         self.left += [self.file("__pycache__")] + self.levels(self.record.levels)
 
     def levels(self, count):
@@ -963,8 +925,6 @@ class Installer:
             share=SHARE,
             record=RECORD,
             title=RECORD_TITLE,
-            old_record=OLD_RECORD,
-            old_copy=OLD_COPY,
             aside=ASIDE,
             new=NEW,
         )

@@ -1,6 +1,5 @@
 """install.py: what it puts where, what it leaves alone, and that what it puts there works."""
 
-import json
 import os
 import pwd
 import resource
@@ -869,39 +868,12 @@ def login(tmp_path):
     return Login(tmp_path)
 
 
-def old_local(folder, text, aside):
-    """As install.py --kernel of 1.0.0 before its release put it down."""
-    made = [str(path) for path in (folder.parent, folder) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    if aside:
-        (folder / "tunnel.m").rename(folder / "tunnel.m.before-tunnel")
-    (folder / "tunnel.m").write_text(text)
-    entry = {"sha256": install.digest(text.encode("utf-8")), "aside": "tunnel.m.before-tunnel" if aside else None}
-    record = {"files": {"tunnel.m": entry}, "folders": made}
-    (folder / "tunnel-install.json").write_text(json.dumps(record, indent=1, sort_keys=True))
-
-
-def old_remote(folder, text, aside):
-    """As its install.py --remote did."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if aside:
-        (folder / "tunnel.m").rename(folder / "tunnel.m.before-tunnel")
-    (folder / "tunnel.m").write_text(text)
-    (folder / ".tunnel-installed").write_text(text)
-
-
 def put(login, how, source=None):
-    folder = login.path / ".Mathematica" / "Kernel"
-    if how.startswith("old"):
-        {"old local": old_local, "old remote": old_remote}[how](
-            folder, "(* Tunnel *)\n", (folder / "tunnel.m").exists()
-        )
-    else:
-        assert getattr(login, how)(source=source) == 0
-    return folder / "tunnel.m"
+    assert getattr(login, how)(source=source) == 0
+    return login.path / ".Mathematica" / "Kernel" / "tunnel.m"
 
 
-WAYS = ["local", "remote", "old local", "old remote"]
+WAYS = ["local", "remote"]
 
 
 @pytest.mark.parametrize("there", ["nothing", "base", "folder", "file", "other files"])
@@ -929,8 +901,6 @@ def test_whoever_put_it_there_either_takes_it_away(login, how, back, there):
     assert tree(login.path) == between
     assert getattr(login, back)("--uninstall") == 0
     assert login.said == ["removed: {}".format(file)] + ["restored: {}".format(file)] * (there == "file")
-    if how == "old remote" and there in ("base", "folder"):
-        return  # it did not know which folders were its own, and removed those that were empty
     assert tree(login.path) == before
 
 
@@ -981,28 +951,13 @@ def test_whoever_put_it_there_what_has_changed_is_kept(login, how, back):
 
 
 @pytest.mark.parametrize("back", ["local", "remote"])
-def test_two_old_records_in_one_folder(login, back):
-    """A local and a remote installation of different versions, the second over the first."""
-    folder = login.path / ".Mathematica" / "Kernel"
-    folder.mkdir(parents=True)
-    (folder / "tunnel.m").write_bytes(OLD)
-    old_local(folder, "first", True)
-    (folder / "tunnel.m").rename(folder / "tunnel.m.before-tunnel.2")
-    old_remote(folder, "second", False)
-    assert getattr(login, back)("--uninstall") == 0
-    assert (folder / "tunnel.m").read_bytes() == OLD
-    assert sorted(os.listdir(str(folder))) == ["tunnel.m", "tunnel.m.before-tunnel.2"]
-
-
-@pytest.mark.parametrize("back", ["local", "remote"])
 @pytest.mark.parametrize(
     "record", [b"", b"\xff\n{", b"folders x\nfile tunnel.m", b"folders -1\nfile tunnel.m - - -\n"]
 )
 def test_a_damaged_record_removes_nothing(login, capfd, back, record):
     folder = login.path / ".Mathematica" / "Kernel"
     folder.mkdir(parents=True)
-    for name in (install.RECORD, "tunnel-install.json"):
-        (folder / name).write_bytes(record)
+    (folder / install.RECORD).write_bytes(record)
     (folder / "tunnel.m").write_bytes(OLD)
     assert getattr(login, back)("--uninstall") == 0
     assert (folder / "tunnel.m").read_bytes() == OLD
@@ -1018,7 +973,7 @@ def test_the_remote_side_serves_the_same_directories(tmp_path):
     assert login.remote() == 0
     assert login.said[0] == "installed: {}/.Mathematica/Kernel/tunnel.m".format(login.path)
     (shared / "Kernel").mkdir()
-    old_local(shared / "Kernel", "by root", False)
+    assert Home(login.path, WOLFRAM_BASE=str(shared)).install("--kernel") == 0  # as root may have done
     assert login.remote("--uninstall") == 0
     assert len([line for line in login.said if line.startswith("removed: ")]) == 3
     assert (tree(login.path), tree(shared)) == ({}, {"Kernel": None})
@@ -1156,7 +1111,7 @@ def deadly(tmp_path):
 
 
 @pytest.mark.parametrize("back", ["local", "remote"])
-@pytest.mark.parametrize("first", [None, "local", "old remote"])
+@pytest.mark.parametrize("first", [None, "local", "remote"])
 def test_a_run_there_that_was_killed_can_be_undone(login, tmp_path, deadly, first, back):
     """The first one, or an update."""
     source = copy_of_tunnel(tmp_path / "other")
