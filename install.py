@@ -7,8 +7,13 @@ kernel machine gets ``tunnel.m`` into ``Kernel`` of the base directory, or of th
 the first cannot be written.
 
 Each folder holds a record of what was put there, so that it can be taken away again. What is not ours is
-moved aside, never overwritten. Whatever interrupts this, the record knows of every file: it is written before
-the file is, and a file is there whole or not at all.
+moved aside, never overwritten. All files of a folder are written under other names first, then the record, and
+then each file is renamed to its place. So a file is there whole or not at all, the record knows of every file,
+whatever interrupts this, and what runs meanwhile keeps the file that it has open.
+
+A launcher loads some files late, and must not take one of another version than its own. It can tell: ``tunnel.py``
+takes its place after all files that it loads, and is replaced whenever one of them is. While they take theirs, and
+after an installation that was interrupted then, ``tunnel.py.tunnel-new`` lies beside it.
 """
 
 import argparse
@@ -29,9 +34,10 @@ try:
 except ImportError:
     sys.exit("install.py: tunnel.py is missing; it has to lie beside install.py, with the rest of Tunnel")
 
-# What goes into FrontEnd, and its mode. The drop-ins are written for these scripts.
-LAUNCHERS = (("tunnel.py", 0o755), ("tunnel_sub.py", 0o755), ("tunnel_relay.py", 0o644))
-OPTIONAL = ("tunnel_relay.py",)  # installed where it lies beside the others
+# What goes into FrontEnd. The drop-ins are written for the scripts.
+MAIN = "tunnel.py"
+SCRIPTS = (MAIN, "tunnel_sub.py")
+LOADED = ("tunnel_relay.py",)  # what MAIN loads, where it lies beside MAIN
 DROP_INS = ("tunnel", "tunnel_sub")
 
 PRODUCTS = ("Mathematica", "Wolfram")  # from 14.1 on the second
@@ -382,15 +388,20 @@ def drop_in(script, platform, python):
     return text.replace("\n", "\r\n")
 
 
+class File(collections.namedtuple("File", "name data mode")):
+    """What is to be installed: the name that it has in its folder, its bytes and its mode."""
+
+    __slots__ = ()
+
+
 def front_end_files(source, platform, python):
-    """What goes into ``FrontEnd``: a list of name, bytes and mode."""
-    files = []
-    for name, mode in LAUNCHERS:
-        if name not in OPTIONAL or os.path.exists(os.path.join(source, name)):
-            files.append((name, read_source(source, name), mode))
+    """What goes into ``FrontEnd``: a list of :class:`File`, each after what it loads."""
+    loaded = [name for name in LOADED if os.path.exists(os.path.join(source, name))]
+    files = [File(name, read_source(source, name), 0o644) for name in loaded]
+    files += [File(name, read_source(source, name), 0o755) for name in SCRIPTS]
     for script in DROP_INS:
         name = script + (".bat" if platform == "win32" else ".sh")
-        files.append((name, drop_in(script, platform, python).encode("utf-8", "surrogateescape"), 0o755))
+        files.append(File(name, drop_in(script, platform, python).encode("utf-8", "surrogateescape"), 0o755))
     return files
 
 
@@ -431,7 +442,7 @@ def free_name(path):
 
 
 def write_new(path, data, mode):
-    """Write what is to become the file ``path``; returns the name that it has until then."""
+    """Write what is to become the file ``path``; until then its name ends in :data:`NEW`."""
     new = path + NEW
     try:
         with open(new, "wb") as stream:
@@ -440,7 +451,6 @@ def write_new(path, data, mode):
     except BaseException:
         remove(new)
         raise
-    return new
 
 
 def remove(path):
@@ -503,8 +513,20 @@ class Record:
         for name, entry in sorted(files.items()):
             lines.append(" ".join(["file", name] + [word or "-" for word in entry]))
         data = ("\n".join(lines) + "\n").encode("utf-8")
-        os.replace(write_new(self.path(RECORD), data, 0o644), self.path(RECORD))
+        write_new(self.path(RECORD), data, 0o644)
+        os.replace(self.path(RECORD) + NEW, self.path(RECORD))
         self.files, self.levels, self.there = files, levels, True
+
+
+class Change(collections.namedtuple("Change", "file entry aside")):
+    """A file that is to take its place in a folder: ``entry`` is what the record will say of it, ``aside`` the
+    path to which what is in its place is moved, None where that is replaced."""
+
+    __slots__ = ()
+
+    @property
+    def name(self):
+        return self.file.name
 
 
 class Folder:
@@ -546,18 +568,24 @@ class Folder:
         self.record = Record(self.path)
 
     def install(self, files):
-        """What fails ends it: a drop-in is of no use without what it starts, and what it replaces may be.
+        """Install all of ``files`` or, where one of them cannot be written, none: a drop-in is of no use without
+        what it starts, and what it would replace may be.
 
-        :param files: a list of name, bytes and mode, in the order in which they need each other
+        :param files: a list of :class:`File`, each after what it loads
         """
         if not self.attempt("", self._make) or not self.attempt(RECORD, self._begin):
             return
-        for name, data, mode in files:
-            if not self.attempt(name, self._install, name, data, mode):
-                break
-            if name.endswith(".py") and name in self.record.files and not self.dry_run:
-                self._compile(name)
-        if not self.dry_run and not self.record.there:  # nothing could be written
+        changes = []
+        ready = all(self.attempt(file.name, self._plan, file, changes) for file in files)
+        if self.dry_run:
+            for change in changes:
+                self.say("would install: " + self.file(change.name))
+            return
+        if ready and self._write(changes) and self._place(changes):
+            for file in files:
+                if file.name.endswith(".py") and file.name in self.record.files:
+                    self._compile(file.name)
+        if not self.record.there:  # nothing could be written
             remove_folders(self.levels(self.made))
 
     def _make(self):
@@ -582,14 +610,12 @@ class Folder:
             self.made = max([self.made] + levels)
         self.record.levels = self.made or self.record.levels
 
-    def _install(self, name, data, mode):
-        path, known, present = self.file(name), self.record.files.get(name), digest_of(self.file(name))
-        entry = Entry(digest(data), known and known.aside, None)
-        if present == entry.sha256:
-            self._mend_mode(path, mode)
-            return
-        if self.dry_run:
-            self.say("would install: " + path)
+    def _plan(self, file, changes):
+        """Add to ``changes`` what is to be done for ``file``."""
+        path, known = self.file(file.name), self.record.files.get(file.name)
+        entry, present = Entry(digest(file.data), known and known.aside, None), digest_of(path)
+        if present == entry.sha256 and not (file.name == MAIN and changes and known and known.has(present)):
+            self._mend_mode(path, file.mode)
             return
         aside = None
         if known and known.has(present):
@@ -597,17 +623,42 @@ class Folder:
         elif os.path.lexists(path):
             aside = free_name(path + ASIDE)
             entry = entry._replace(aside=entry.aside or os.path.basename(aside))
-        new = write_new(path, data, mode)
+        changes.append(Change(file, entry, aside))
+
+    def _write(self, changes):
+        """Write all files of ``changes`` under other names, that of MAIN as the last, and then the record of them;
+        returns whether that could be done."""
+        ready = False
         try:
-            self.record.save(dict(self.record.files, **{name: entry}), self.record.levels)
-            if aside:
-                os.rename(path, aside)
-            os.replace(new, path)
-        except BaseException:
-            remove(new)
-            raise
-        if aside:
-            self.say("moved aside: {} to {}".format(path, os.path.basename(aside)))
+            ready = all(
+                self.attempt(change.name, write_new, self.file(change.name), change.file.data, change.file.mode)
+                for change in sorted(changes, key=lambda change: change.name == MAIN)
+            ) and (not changes or self.attempt(RECORD, self._note, changes))
+        finally:
+            if not ready:
+                for change in changes:
+                    remove(self.file(change.name) + NEW)
+        return ready
+
+    def _note(self, changes):
+        self.record.save(
+            dict(self.record.files, **{each.name: each.entry for each in changes}), self.record.levels
+        )
+
+    def _place(self, changes):
+        """Have all files of ``changes`` take their places. Where that ends early, what has been written for the
+        others stays: MAIN's tells launchers that its files may be of two versions."""
+        if not all(self.attempt(change.name, self._replace, change) for change in changes):
+            return False
+        return self.attempt("", self._remove_unfinished)
+
+    def _replace(self, change):
+        path = self.file(change.name)
+        if change.aside:
+            os.rename(path, change.aside)
+        os.replace(path + NEW, path)
+        if change.aside:
+            self.say("moved aside: {} to {}".format(path, os.path.basename(change.aside)))
         self.say("installed: " + path)
 
     def _mend_mode(self, path, mode):
@@ -861,7 +912,7 @@ class Installer:
             for folder in folders:
                 folder.install(files)
         if self.kernel:
-            files = [("tunnel.m", read_source(self.source, "tunnel.m"), 0o644)]
+            files = [File("tunnel.m", read_source(self.source, "tunnel.m"), 0o644)]
             for product in here:
                 folder = self._kernel_folder(product, *bases[product])
                 if os.path.realpath(folder.path) not in [os.path.realpath(each.path) for each in folders]:

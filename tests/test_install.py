@@ -474,8 +474,9 @@ def test_nothing_to_uninstall_is_said(home):
     assert line.startswith("nothing of Tunnel is installed in " + str(home.path))
 
 
-def test_a_full_disk_leaves_what_was_there(home, monkeypatch):
+def test_a_full_disk_leaves_what_was_there(home, tmp_path_factory):
     """A limit on the size of files: what is longer than 8 KB cannot be written."""
+    source = copy_of_tunnel(tmp_path_factory.mktemp("of") / "tunnel")
     folder = home.path / ".Wolfram" / "FrontEnd"
     folder.mkdir(parents=True)
     (folder / "tunnel.sh").write_bytes(OLD)  # which works, and has to after this
@@ -483,7 +484,7 @@ def test_a_full_disk_leaves_what_was_there(home, monkeypatch):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
     try:
-        assert home.install() == 1
+        assert home.install(source=source) == 1
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert home.said == [
@@ -1191,3 +1192,95 @@ def test_remote_says_when_it_fails(machine, tmp_path):
     code, said = remote(machine, tmp_path, "-o", "Port=1")
     assert code == 1
     assert said[-1].startswith("failed: ")
+
+
+# -- updates
+
+
+LOADED = ["tunnel_relay.py"]  # what tunnel.py loads when it is needed
+
+
+def version(folder, text, *loaded):
+    """A Tunnel whose scripts say ``text`` and nothing else."""
+    for name in ("tunnel.py", "tunnel_sub.py", "tunnel.m") + (loaded or tuple(LOADED)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("# {}\n".format(text))
+    return folder
+
+
+def look_at(folder, names):
+    """What the scripts in ``folder`` say, by name; and which file tunnel.py is."""
+    there = os.stat(str(folder / "tunnel.py"))
+    said = {name: (folder / name).read_text() for name in names}
+    return said, (there.st_ino, there.st_mtime_ns)
+
+
+@pytest.fixture
+def updated(home, tmp_path_factory):
+    """A folder into which version one is installed, and the sources of that and of version two."""
+    one, two = (version(tmp_path_factory.mktemp(name), name) for name in ("one", "two"))
+    assert home.install("--front-end", source=one) == 0
+    return home.path / ".Wolfram" / "FrontEnd", one, two
+
+
+def test_what_runs_during_an_update_keeps_the_files_that_it_has_open(home, updated):
+    folder, _, two = updated
+    names = ["tunnel.py", "tunnel_sub.py"] + LOADED
+    streams = [(folder / name).open() for name in names]
+    assert home.install("--front-end", source=two) == 0
+    assert [stream.read() for stream in streams] == ["# one\n"] * len(names)
+    assert set(look_at(folder, names)[0].values()) == {"# two\n"}
+    for stream in streams:
+        stream.close()
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_tunnel_py_is_another_file_when_anything_that_it_loads_is(home, updated, name):
+    folder, one, _ = updated
+    (one / name).write_text("# changed\n")
+    before = look_at(folder, LOADED)
+    assert home.install("--front-end", source=one) == 0
+    after = look_at(folder, LOADED)
+    assert after[0] == dict(before[0], **{name: "# changed\n"})
+    assert after[1] != before[1]
+    assert home.install("--front-end", source=one) == 0
+    assert look_at(folder, LOADED) == after
+    assert home.install("--uninstall") == 0
+    assert tree(home.path) == {}
+
+
+def test_files_of_two_versions_are_told_by_the_new_name_of_tunnel_py(home, updated):
+    """Wherever an update is, or was killed: a launcher that finds tunnel.py to be the file that it was at its
+    start, and no new one beside it, has loaded files of its own version only."""
+    folder, one, two = updated
+    names, mixed, number, ended = ["tunnel.py"] + LOADED, 0, 0, False
+    while not ended:
+        number += 1
+        assert home.install("--front-end", source=one) == 0
+        before = look_at(folder, names)
+        ended = killed_after(number, lambda: home.install("--front-end", source=two))
+        after = look_at(folder, names)
+        if not (folder / "tunnel.py.tunnel-new").exists():
+            assert len(set(after[0].values())) == 1, number
+            assert (after[0] == before[0]) is (after[1] == before[1]), number
+        elif len(set(after[0].values())) > 1:
+            mixed += 1
+    assert mixed >= 1  # else nothing was tried
+    assert not [name for name in tree(home.path) if name.endswith(install.NEW)]
+
+
+def test_what_cannot_be_written_leaves_all_as_it_was(home, updated, monkeypatch):
+    folder, _, two = updated
+    before = tree(home.path)
+    write_new = install.write_new
+    for name in ["tunnel.py", "tunnel_sub.py", install.RECORD] + LOADED:
+
+        def full(path, data, mode, name=name):
+            if path.endswith(os.sep + os.path.basename(name)):
+                raise OSError(28, "No space left on device")
+            write_new(path, data, mode)
+
+        monkeypatch.setattr(install, "write_new", full)
+        assert home.install("--front-end", source=two) == 1
+        assert "failed: {}: No space left on device".format(folder / name) in home.said
+        assert tree(home.path) == before
