@@ -518,17 +518,6 @@ class Record:
         self.files, self.levels, self.there = files, levels, True
 
 
-class Change(collections.namedtuple("Change", "file entry aside")):
-    """A file that is to take its place in a folder: ``entry`` is what the record will say of it, ``aside`` the
-    path to which what is in its place is moved, None where that is replaced."""
-
-    __slots__ = ()
-
-    @property
-    def name(self):
-        return self.file.name
-
-
 class Folder:
     """One folder that is installed to.
 
@@ -564,31 +553,10 @@ class Folder:
             self.say("failed: {}: {}".format(self.file(name) if name else self.path, error.strerror or error))
             return False
 
-    def _read_record(self):
+    def read_record(self):
         self.record = Record(self.path)
 
-    def install(self, files):
-        """Install all of ``files`` or, where one of them cannot be written, none: a drop-in is of no use without
-        what it starts, and what it would replace may be.
-
-        :param files: a list of :class:`File`, each after what it loads
-        """
-        if not self.attempt("", self._make) or not self.attempt(RECORD, self._begin):
-            return
-        changes = []
-        ready = all(self.attempt(file.name, self._plan, file, changes) for file in files)
-        if self.dry_run:
-            for change in changes:
-                self.say("would install: " + self.file(change.name))
-            return
-        if ready and self._write(changes) and self._place(changes):
-            for file in files:
-                if file.name.endswith(".py") and file.name in self.record.files:
-                    self._compile(file.name)
-        if not self.record.there:  # nothing could be written
-            remove_folders(self.levels(self.made))
-
-    def _make(self):
+    def make(self):
         """Make the folder, and those that hold it."""
         missing, path = [], self.path
         while not os.path.isdir(path) and os.path.dirname(path) != path:
@@ -600,8 +568,9 @@ class Folder:
             if self.shared:
                 os.chmod(path, 0o755)  # noqa: S103 - for all users, whatever the umask of the administrator
 
-    def _begin(self):
-        self._read_record()
+    def begin(self):
+        """Read the record, and let it say which folders have been made."""
+        self.read_record()
         if self.made == 1:
             # The folder that holds this one may have been made for the other part; then it goes with
             # whichever of the two goes last.
@@ -610,79 +579,11 @@ class Folder:
             self.made = max([self.made] + levels)
         self.record.levels = self.made or self.record.levels
 
-    def _plan(self, file, changes):
-        """Add to ``changes`` what is to be done for ``file``."""
-        path, known = self.file(file.name), self.record.files.get(file.name)
-        entry, present = Entry(digest(file.data), known and known.aside, None), digest_of(path)
-        if present == entry.sha256 and not (file.name == MAIN and changes and known and known.has(present)):
-            self._mend_mode(path, file.mode)
-            return
-        aside = None
-        if known and known.has(present):
-            entry = entry._replace(former=present)
-        elif os.path.lexists(path):
-            aside = free_name(path + ASIDE)
-            entry = entry._replace(aside=entry.aside or os.path.basename(aside))
-        changes.append(Change(file, entry, aside))
-
-    def _write(self, changes):
-        """Write all files of ``changes`` under other names, that of MAIN as the last, and then the record of them;
-        returns whether that could be done."""
-        ready = False
-        try:
-            ready = all(
-                self.attempt(change.name, write_new, self.file(change.name), change.file.data, change.file.mode)
-                for change in sorted(changes, key=lambda change: change.name == MAIN)
-            ) and (not changes or self.attempt(RECORD, self._note, changes))
-        finally:
-            if not ready:
-                for change in changes:
-                    remove(self.file(change.name) + NEW)
-        return ready
-
-    def _note(self, changes):
-        self.record.save(
-            dict(self.record.files, **{each.name: each.entry for each in changes}), self.record.levels
-        )
-
-    def _place(self, changes):
-        """Have all files of ``changes`` take their places. Where that ends early, what has been written for the
-        others stays: MAIN's tells launchers that its files may be of two versions."""
-        if not all(self.attempt(change.name, self._replace, change) for change in changes):
-            return False
-        return self.attempt("", self._remove_unfinished)
-
-    def _replace(self, change):
-        path = self.file(change.name)
-        if change.aside:
-            os.rename(path, change.aside)
-        os.replace(path + NEW, path)
-        if change.aside:
-            self.say("moved aside: {} to {}".format(path, os.path.basename(change.aside)))
-        self.say("installed: " + path)
-
-    def _mend_mode(self, path, mode):
-        if mode & 0o100 and not os.access(path, os.X_OK):
-            if not self.dry_run:
-                os.chmod(path, mode)
-            self.say("{}made executable: {}".format("would be " if self.dry_run else "", path))
-        else:
-            self.say("unchanged: " + path)
-
-    def _compile(self, name):
-        """Compile a script, so that no launch has to; to where the drop-ins have Python look, whatever this
-        run's own environment says."""
-        import py_compile
-
-        cached = "{}.{}.pyc".format(os.path.splitext(name)[0], sys.implementation.cache_tag)
-        cached = os.path.join("__pycache__", cached)
-        self.attempt(cached, lambda: py_compile.compile(self.file(name), cfile=self.file(cached), optimize=0))
-
     def uninstall(self):
         """Take away what the record says; what has changed since stays."""
         if not self.dry_run:
-            self.attempt("", self._remove_unfinished)
-        if not self.attempt(RECORD, self._read_record) or not self.record.there:
+            self.attempt("", self.remove_unfinished)
+        if not self.attempt(RECORD, self.read_record) or not self.record.there:
             return
         self.found = True
         for name in sorted(self.record.files):
@@ -708,7 +609,7 @@ class Folder:
         for cached in cached_files(path):
             os.remove(cached)
 
-    def _remove_unfinished(self):
+    def remove_unfinished(self):
         """What a run that was killed has left."""
         for name in os.listdir(self.path) if os.path.isdir(self.path) else []:
             if name.endswith(NEW):
@@ -724,6 +625,122 @@ class Folder:
         while len(paths) < count:
             paths.append(os.path.dirname(paths[-1]))
         return paths[:count]
+
+
+class Change(collections.namedtuple("Change", "file entry aside")):
+    """A file that is to take its place in a folder: ``entry`` is what the record will say of it, ``aside`` the
+    path to which what is in its place is moved, None where that is replaced."""
+
+    __slots__ = ()
+
+    @property
+    def name(self):
+        return self.file.name
+
+
+class Update:
+    """The files of a folder, new or in place of those of another version.
+
+    :param folder: a :class:`Folder`
+    :param files: a list of :class:`File`, each after what it loads
+    """
+
+    def __init__(self, folder, files):
+        self.folder, self.files = folder, files
+        self.changes = []
+
+    def run(self):
+        """Install all files or, where one of them cannot be written, none: a drop-in is of no use without what it
+        starts, and what it would replace may be."""
+        folder = self.folder
+        if not folder.attempt("", folder.make) or not folder.attempt(RECORD, folder.begin):
+            return
+        ready = all(folder.attempt(file.name, self._plan, file) for file in self.files)
+        if folder.dry_run:
+            for change in self.changes:
+                folder.say("would install: " + folder.file(change.name))
+        elif ready and self._write() and self._place():
+            for file in self.files:
+                if file.name.endswith(".py") and file.name in folder.record.files:
+                    self._compile(file.name)
+        if not folder.dry_run and not folder.record.there:  # nothing could be written
+            remove_folders(folder.levels(folder.made))
+
+    def _plan(self, file):
+        """Note what is to be done for a file."""
+        folder, path = self.folder, self.folder.file(file.name)
+        known, present = folder.record.files.get(file.name), digest_of(path)
+        entry = Entry(digest(file.data), known and known.aside, None)
+        ours = known and known.has(present)
+        if present == entry.sha256 and not (file.name == MAIN and self.changes and ours):
+            self._mend_mode(path, file.mode)
+            return
+        aside = None
+        if ours:
+            entry = entry._replace(former=present)
+        elif os.path.lexists(path):
+            aside = free_name(path + ASIDE)
+            entry = entry._replace(aside=entry.aside or os.path.basename(aside))
+        self.changes.append(Change(file, entry, aside))
+
+    def _write(self):
+        """Write all that changes under other names, MAIN as the last, and then the record; returns whether that
+        could be done."""
+        ready = False
+        try:
+            ready = all(
+                self.folder.attempt(change.name, self._write_new, change)
+                for change in sorted(self.changes, key=lambda change: change.name == MAIN)
+            ) and (not self.changes or self.folder.attempt(RECORD, self._note))
+        finally:
+            if not ready:
+                for change in self.changes:
+                    remove(self.folder.file(change.name) + NEW)
+        return ready
+
+    def _write_new(self, change):
+        write_new(self.folder.file(change.name), change.file.data, change.file.mode)
+
+    def _note(self):
+        record = self.folder.record
+        files = dict(record.files)
+        files.update((change.name, change.entry) for change in self.changes)
+        record.save(files, record.levels)
+
+    def _place(self):
+        """Have all that changes take its place. Where that ends early, what has been written for the others stays:
+        that of MAIN tells launchers that files may be of two versions."""
+        if not all(self.folder.attempt(change.name, self._replace, change) for change in self.changes):
+            return False
+        return self.folder.attempt("", self.folder.remove_unfinished)
+
+    def _replace(self, change):
+        path, say = self.folder.file(change.name), self.folder.say
+        if change.aside:
+            os.rename(path, change.aside)
+        os.replace(path + NEW, path)
+        if change.aside:
+            say("moved aside: {} to {}".format(path, os.path.basename(change.aside)))
+        say("installed: " + path)
+
+    def _mend_mode(self, path, mode):
+        dry_run, say = self.folder.dry_run, self.folder.say
+        if mode & 0o100 and not os.access(path, os.X_OK):
+            if not dry_run:
+                os.chmod(path, mode)
+            say("{}made executable: {}".format("would be " if dry_run else "", path))
+        else:
+            say("unchanged: " + path)
+
+    def _compile(self, name):
+        """Compile a script, so that no launch has to; to where the drop-ins have Python look, whatever this
+        run's own environment says."""
+        import py_compile
+
+        cached = "{}.{}.pyc".format(os.path.splitext(name)[0], sys.implementation.cache_tag)
+        cached = os.path.join("__pycache__", cached)
+        file = self.folder.file
+        self.folder.attempt(cached, lambda: py_compile.compile(file(name), cfile=file(cached), optimize=0))
 
 
 def remove_folders(paths):
@@ -910,14 +927,14 @@ class Installer:
             folders += self.folders([bases[product][0] for product in here], "FrontEnd")
             files = front_end_files(self.source, self.platform, base_python(self.platform))
             for folder in folders:
-                folder.install(files)
+                Update(folder, files).run()
         if self.kernel:
             files = [File("tunnel.m", read_source(self.source, "tunnel.m"), 0o644)]
             for product in here:
                 folder = self._kernel_folder(product, *bases[product])
                 if os.path.realpath(folder.path) not in [os.path.realpath(each.path) for each in folders]:
                     folders.append(folder)
-                    folder.install(files)
+                    Update(folder, files).run()
         return folders
 
     def _kernel_folder(self, product, user, system):
