@@ -18,8 +18,10 @@ after an installation that was interrupted then, ``tunnel.py.tunnel-new`` lies b
 
 import argparse
 import collections
+import errno
 import hashlib
 import os
+import re
 import subprocess
 import sys
 
@@ -37,7 +39,8 @@ except ImportError:
 # What goes into FrontEnd. The drop-ins are written for the scripts.
 MAIN = "tunnel.py"
 SCRIPTS = (MAIN, "tunnel_sub.py")
-LOADED = ("tunnel_relay.py",)  # what MAIN loads, where it lies beside MAIN
+LOADED = re.compile(r"tunnel_relay\.py|tunnel_lib/(sent/)?\w+\.py", re.ASCII)  # names of what MAIN may load
+PARTS = ("tunnel_lib", "tunnel_lib/sent")  # folders within FrontEnd, each after the one that holds it
 DROP_INS = ("tunnel", "tunnel_sub")
 
 PRODUCTS = ("Mathematica", "Wolfram")  # from 14.1 on the second
@@ -396,13 +399,25 @@ class File(collections.namedtuple("File", "name data mode")):
 
 def front_end_files(source, platform, python):
     """What goes into ``FrontEnd``: a list of :class:`File`, each after what it loads."""
-    loaded = [name for name in LOADED if os.path.exists(os.path.join(source, name))]
-    files = [File(name, read_source(source, name), 0o644) for name in loaded]
+    files = [File(name, read_source(source, name), 0o644) for name in loaded_files(source)]
     files += [File(name, read_source(source, name), 0o755) for name in SCRIPTS]
     for script in DROP_INS:
         name = script + (".bat" if platform == "win32" else ".sh")
         files.append(File(name, drop_in(script, platform, python).encode("utf-8", "surrogateescape"), 0o755))
     return files
+
+
+def loaded_files(folder):
+    """The names of the files in ``folder`` that MAIN may load, with ``/`` in them."""
+    names = list_folder(folder)
+    for part in PARTS:
+        names += [part + "/" + name for name in list_folder(os.path.join(folder, part))]
+    return [name for name in names if LOADED.fullmatch(name)]
+
+
+def list_folder(path):
+    """The names of what is in a folder, in order; none where there is no folder."""
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
 def read_source(folder, name):
@@ -464,9 +479,8 @@ def cached_files(path):
     folder, name = os.path.split(path)
     stem, extension = os.path.splitext(name)
     cache = os.path.join(folder, "__pycache__")
-    if extension != ".py" or not os.path.isdir(cache):
-        return []
-    return [os.path.join(cache, each) for each in os.listdir(cache) if each.startswith(stem + ".")]
+    cached = list_folder(cache) if extension == ".py" else []
+    return [os.path.join(cache, each) for each in cached if each.startswith(stem + ".")]
 
 
 # ---------------------------------------------------------------------------------------------- records
@@ -533,7 +547,20 @@ class Folder:
         self.record, self.made = None, 0
 
     def file(self, name):
-        return os.path.join(self.path, name)
+        """The path of a file here; its name may have ``/`` in it."""
+        return os.path.join(self.path, *name.split("/"))
+
+    def parts(self):
+        """The paths of the folders within this one that hold files of ours. Nothing is ours where a link leads."""
+        return [self.file(part) for part in PARTS if not self.leads_elsewhere(part + "/")]
+
+    def leads_elsewhere(self, name):
+        """Whether the folder within this one that the file ``name`` would be in is a link."""
+        return any(name.startswith(part + "/") and os.path.islink(self.file(part)) for part in PARTS)
+
+    def inner_folders(self):
+        """The paths of the folders within this one that Tunnel makes, those for byte code among them."""
+        return self.parts() + [os.path.join(part, "__pycache__") for part in [self.path] + self.parts()]
 
     @property
     def writable(self):
@@ -568,6 +595,17 @@ class Folder:
             if self.shared:
                 os.chmod(path, 0o755)  # noqa: S103 - for all users, whatever the umask of the administrator
 
+    def make_parts(self, name):
+        """Make the folders within this one that lead to the file ``name``."""
+        for part in PARTS:
+            path = self.file(part)
+            if not name.startswith(part + "/"):
+                continue
+            if os.path.islink(path) or (os.path.lexists(path) and not os.path.isdir(path)):
+                raise FileExistsError(errno.EEXIST, "{} is in the way, and no folder; move it away".format(path))
+            if not os.path.isdir(path):
+                os.mkdir(path)
+
     def begin(self):
         """Read the record, and let it say which folders have been made."""
         self.read_record()
@@ -587,13 +625,14 @@ class Folder:
             return
         self.found = True
         for name in sorted(self.record.files):
-            self.attempt(name, self._uninstall, name, self.record.files[name])
+            self.attempt(name, self.take_away, name)
         if not self.dry_run and not self.failed:
             self.attempt(RECORD, self._forget)
 
-    def _uninstall(self, name, entry):
-        path, present = self.file(name), digest_of(self.file(name))
-        if os.path.lexists(path) and not entry.has(present):
+    def take_away(self, name):
+        """Remove a file that the record has, and its byte code, and put back what was there before."""
+        path, entry, present = self.file(name), self.record.files[name], digest_of(self.file(name))
+        if os.path.lexists(path) and (self.leads_elsewhere(name) or not entry.has(present)):
             aside = "; what was there before is " + entry.aside if entry.aside else ""
             self.say("kept: {}: it has changed since it was installed{}".format(path, aside))
             return
@@ -611,13 +650,15 @@ class Folder:
 
     def remove_unfinished(self):
         """What a run that was killed has left."""
-        for name in os.listdir(self.path) if os.path.isdir(self.path) else []:
-            if name.endswith(NEW):
-                os.remove(self.file(name))
+        for path in [self.path] + self.parts():
+            for name in list_folder(path):
+                if name.endswith(NEW):
+                    os.remove(os.path.join(path, name))
+                    self.left = self.inner_folders()
 
     def _forget(self):
         os.remove(self.file(RECORD))
-        self.left += [self.file("__pycache__")] + self.levels(self.record.levels)
+        self.left = self.inner_folders() + self.levels(self.record.levels)
 
     def levels(self, count):
         """This folder, the one that holds it, and so on: ``count`` paths."""
@@ -651,19 +692,30 @@ class Update:
 
     def run(self):
         """Install all files or, where one of them cannot be written, none: a drop-in is of no use without what it
-        starts, and what it would replace may be."""
+        starts, and what it would replace may be. Then go the modules that the record has and ``files`` has not:
+        they are of an earlier version."""
         folder = self.folder
         if not folder.attempt("", folder.make) or not folder.attempt(RECORD, folder.begin):
             return
         ready = all(folder.attempt(file.name, self._plan, file) for file in self.files)
+        here = {file.name for file in self.files}
+        obsolete = [name for name in sorted(folder.record.files) if name.endswith(".py") and name not in here]
         if folder.dry_run:
             for change in self.changes:
                 folder.say("would install: " + folder.file(change.name))
-        elif ready and self._write() and self._place():
-            for file in self.files:
-                if file.name.endswith(".py") and file.name in folder.record.files:
-                    self._compile(file.name)
-        if not folder.dry_run and not folder.record.there:  # nothing could be written
+            for name in obsolete:
+                folder.attempt(name, folder.take_away, name)
+            return
+        placed = ready and self._write() and self._place()
+        if placed:
+            for name in obsolete:
+                folder.attempt(name, self._remove, name)
+            for name in sorted(folder.record.files):
+                if name.endswith(".py"):
+                    self._compile(name)
+        if obsolete or not placed:
+            remove_folders(folder.inner_folders())
+        if not folder.record.there:  # nothing could be written
             remove_folders(folder.levels(folder.made))
 
     def _plan(self, file):
@@ -680,7 +732,7 @@ class Update:
             entry = entry._replace(former=present)
         elif os.path.lexists(path):
             aside = free_name(path + ASIDE)
-            entry = entry._replace(aside=entry.aside or os.path.basename(aside))
+            entry = entry._replace(aside=entry.aside or file.name + aside[len(path) :])
         self.changes.append(Change(file, entry, aside))
 
     def _write(self):
@@ -699,6 +751,7 @@ class Update:
         return ready
 
     def _write_new(self, change):
+        self.folder.make_parts(change.name)
         write_new(self.folder.file(change.name), change.file.data, change.file.mode)
 
     def _note(self):
@@ -723,6 +776,11 @@ class Update:
             say("moved aside: {} to {}".format(path, os.path.basename(change.aside)))
         say("installed: " + path)
 
+    def _remove(self, name):
+        self.folder.take_away(name)
+        record = self.folder.record
+        record.save({each: record.files[each] for each in record.files if each != name}, record.levels)
+
     def _mend_mode(self, path, mode):
         dry_run, say = self.folder.dry_run, self.folder.say
         if mode & 0o100 and not os.access(path, os.X_OK):
@@ -737,8 +795,9 @@ class Update:
         run's own environment says."""
         import py_compile
 
-        cached = "{}.{}.pyc".format(os.path.splitext(name)[0], sys.implementation.cache_tag)
-        cached = os.path.join("__pycache__", cached)
+        part, slash, script = name.rpartition("/")
+        stem = os.path.splitext(script)[0]
+        cached = "{}{}__pycache__/{}.{}.pyc".format(part, slash, stem, sys.implementation.cache_tag)
         file = self.folder.file
         self.folder.attempt(cached, lambda: py_compile.compile(file(name), cfile=file(cached), optimize=0))
 

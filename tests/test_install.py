@@ -1197,7 +1197,8 @@ def test_remote_says_when_it_fails(machine, tmp_path):
 # -- updates
 
 
-LOADED = ["tunnel_relay.py"]  # what tunnel.py loads when it is needed
+# What tunnel.py loads when it is needed; the folder is a package with or without an __init__.py.
+LOADED = ["tunnel_relay.py", "tunnel_lib/__init__.py", "tunnel_lib/names.py", "tunnel_lib/sent/wire.py"]
 
 
 def version(folder, text, *loaded):
@@ -1284,3 +1285,157 @@ def test_what_cannot_be_written_leaves_all_as_it_was(home, updated, monkeypatch)
         assert home.install("--front-end", source=two) == 1
         assert "failed: {}: No space left on device".format(folder / name) in home.said
         assert tree(home.path) == before
+
+
+def test_the_folder_is_put_beside_the_scripts_and_taken_away_with_its_byte_code(home, updated):
+    folder, _, _ = updated
+    for name in LOADED:
+        path = folder / name
+        assert path.stat().st_mode & 0o777 == 0o644
+        cached = path.stem + "." + sys.implementation.cache_tag + ".pyc"
+        assert (path.parent / "__pycache__" / cached).exists()
+    (folder / "tunnel_lib/__pycache__/names.cpython-38.pyc").write_text("of another Python that ran here")
+    assert home.install("--uninstall", "--dry-run") == 0
+    for name in LOADED:
+        assert "would remove: {}".format(folder / name) in home.said
+    assert home.install("--uninstall") == 0
+    assert tree(home.path) == {}
+
+
+def test_what_else_is_in_the_folder_stays(home, updated):
+    folder, _, _ = updated
+    kept = ["tunnel_lib/__pycache__/mine.cpython-38.pyc", "tunnel_lib/mine.py", "tunnel_lib/sent/notes"]
+    for name in kept:
+        (folder / name).write_text("mine")
+    assert home.install("--uninstall") == 0
+    assert sorted(name for name, content in tree(folder).items() if content) == sorted(kept)
+
+
+def test_modules_only_are_taken_from_the_folder(home, tmp_path_factory):
+    source = version(tmp_path_factory.mktemp("of"), "one")
+    for name in ("README", "x.py~", ".x.py", "a b.py", "x.pyc", "deeper/x.py", "sent/deeper/x.py"):
+        (source / "tunnel_lib" / name).parent.mkdir(exist_ok=True)
+        (source / "tunnel_lib" / name).write_text("")
+    assert home.install("--front-end", source=source) == 0
+    found = [name for name in tree(home.path / ".Wolfram/FrontEnd") if name.startswith("tunnel_lib/")]
+    found = [name for name in found if "__pycache__" not in name and name != "tunnel_lib/sent"]
+    assert sorted(found) == sorted(name for name in LOADED if "/" in name)
+
+
+def test_what_a_version_no_longer_has_is_taken_away(home, updated, tmp_path_factory):
+    """With its byte code, and what was in its place before comes back; what has changed since stays."""
+    folder, one, _ = updated
+    for number, name in enumerate(LOADED):
+        (folder / name).write_text("mine {}".format(number))
+    assert home.install("--front-end", source=one) == 0  # moves aside what is in the way
+    (folder / "tunnel_lib/names.py").write_text("changed")
+    (folder / "tunnel_relay.py.before-tunnel").unlink()
+    last = version(tmp_path_factory.mktemp("last"), "last", "tunnel_lib/share.py")
+    assert home.install("--front-end", "--dry-run", source=last) == 0
+    assert [line for line in home.said if line.startswith("would remove: {}".format(folder))] == [
+        "would remove: {}".format(folder / name)
+        for name in ("tunnel_lib/__init__.py", "tunnel_lib/sent/wire.py", "tunnel_relay.py")
+    ]
+    assert home.install("--front-end", source=last) == 0
+    assert (
+        "kept: {}: it has changed since it was installed; what was there before is {}".format(
+            folder / "tunnel_lib/names.py", "tunnel_lib/names.py.before-tunnel"
+        )
+        in home.said
+    )
+    assert not (folder / "tunnel_relay.py").exists()
+    assert (folder / "tunnel_lib/__init__.py").read_text() == "mine 1"
+    assert (folder / "tunnel_lib/names.py").read_text() == "changed"
+    assert (folder / "tunnel_lib/sent/wire.py").read_text() == "mine 3"
+    stems = {name.split(".")[0] for name in os.listdir(str(folder / "__pycache__"))}
+    assert stems == {"tunnel", "tunnel_sub"}
+    assert home.install("--uninstall") == 0
+    left = [name for name, content in tree(folder).items() if content and "__pycache__" not in name]
+    assert sorted(left) == sorted(
+        [
+            "tunnel_lib/__init__.py",
+            "tunnel_lib/names.py",
+            "tunnel_lib/names.py.before-tunnel",
+            "tunnel_lib/sent/wire.py",
+        ]
+    )
+
+
+def test_the_one_file_of_an_earlier_installation_goes_when_the_folder_comes(home, tmp_path_factory):
+    folder = home.path / ".Wolfram" / "FrontEnd"
+    earlier = version(tmp_path_factory.mktemp("earlier"), "one", "tunnel_relay.py")
+    later = version(tmp_path_factory.mktemp("later"), "two", *LOADED[1:])
+    assert home.install("--front-end", source=earlier) == 0
+    assert home.install("--front-end", source=later) == 0
+    assert "removed: {}".format(folder / "tunnel_relay.py") in home.said
+    assert not [name for name in tree(home.path) if "tunnel_relay" in name]
+    (folder / "tunnel_relay.py").write_text("# one\n")  # put there by hand, though a version had it
+    assert home.install("--front-end", source=later) == 0
+    assert home.install("--uninstall") == 0
+    assert list(tree(folder)) == ["tunnel_relay.py"]
+
+
+def test_an_update_to_other_modules_that_was_killed_can_be_undone(home, tmp_path_factory):
+    one = version(tmp_path_factory.mktemp("one"), "one", *LOADED)
+    two = version(tmp_path_factory.mktemp("two"), "two", "tunnel_lib/names.py", "tunnel_lib/share.py")
+    folder = home.path / ".Wolfram" / "FrontEnd"
+    folder.mkdir(parents=True)
+    (folder / "tunnel_relay.py").write_text("mine")
+    before, number, ended = tree(home.path), 0, False
+    while not ended:
+        number += 1
+        if number % 2:
+            assert home.install("--front-end", source=one) == 0
+        ended = killed_after(number, lambda: home.install("--front-end", source=two))
+        assert home.install("--uninstall") == 0
+        assert tree(home.path) == before, number
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_folder_that_is_none_of_ours_is_in_the_way(home, tmp_path_factory, kind):
+    source = version(tmp_path_factory.mktemp("of"), "one")
+    folder = home.path / ".Wolfram" / "FrontEnd"
+    folder.mkdir(parents=True)
+    if kind == "link":
+        (folder / "tunnel_lib").symlink_to(version(tmp_path_factory.mktemp("mine"), "mine") / "tunnel_lib")
+    else:
+        (folder / "tunnel_lib").write_text("mine")
+    before = tree(home.path), tree(tmp_path_factory.getbasetemp())
+    assert home.install("--front-end", source=source) == 1
+    (line,) = home.said
+    assert line.startswith("failed: {}/tunnel_lib/".format(folder))
+    assert "{}/tunnel_lib is in the way".format(folder) in line
+    assert (tree(home.path), tree(tmp_path_factory.getbasetemp())) == before
+
+
+def test_a_link_in_place_of_the_folder_is_not_looked_through(home, updated):
+    """Somebody has linked it to the folder of the repository after he has installed it."""
+    folder, one, _ = updated
+    shutil.rmtree(str(folder / "tunnel_lib"))
+    (folder / "tunnel_lib").symlink_to(one / "tunnel_lib")
+    (one / "tunnel_lib" / ("x" + install.NEW)).write_text("")
+    (one / "tunnel_lib" / "__pycache__").mkdir()
+    before = tree(one)
+    assert home.install("--uninstall") == 0
+    assert tree(one) == before
+    assert os.listdir(str(folder)) == ["tunnel_lib"]
+    assert "kept: {}: it has changed".format(folder / "tunnel_lib/names.py") in str(home.said)
+
+
+@pytest.mark.parametrize("role", ["callback", "compute"])
+def test_a_session_goes_on_through_an_update_and_an_uninstallation(desk, machine, installed, role, tmp_path):
+    home = Home(tmp_path / "my home")
+    source = copy_of_tunnel(tmp_path / "next")
+    for name in ("tunnel.py", "tunnel_sub.py"):
+        with (source / name).open("a") as stream:
+            stream.write("# the next version\n")
+    end = login_script(desk, machine, role, installed, {})
+    end.accept()
+    assert home.install("--front-end", source=source) == 0
+    assert "installed: {}".format(installed / "tunnel.py") in home.said
+    end.echo()
+    assert home.install("--front-end", "--uninstall") == 0
+    assert not (installed / "tunnel.py").exists()
+    end.echo()
+    end.quit()
+    assert end.wait() == (0, "")
