@@ -736,14 +736,11 @@ class Update:
         self.changes.append(Change(file, entry, aside))
 
     def _write(self):
-        """Write all that changes under other names, MAIN as the last, and then the record; returns whether that
-        could be done."""
+        """Write all that changes under other names, and then the record; returns whether that could be done."""
         ready = False
         try:
-            ready = all(
-                self.folder.attempt(change.name, self._write_new, change)
-                for change in sorted(self.changes, key=lambda change: change.name == MAIN)
-            ) and (not self.changes or self.folder.attempt(RECORD, self._note))
+            ready = all(self.folder.attempt(change.name, self._write_new, change) for change in self.changes)
+            ready = ready and (not self.changes or self.folder.attempt(RECORD, self._note))
         finally:
             if not ready:
                 for change in self.changes:

@@ -1422,6 +1422,25 @@ def test_a_link_in_place_of_the_folder_is_not_looked_through(home, updated):
     assert "kept: {}: it has changed".format(folder / "tunnel_lib/names.py") in str(home.said)
 
 
+def test_folders_that_hold_nothing_of_a_version_go(home, updated, tmp_path_factory):
+    folder, _, _ = updated
+    assert home.install("--front-end", source=version(tmp_path_factory.mktemp("of"), "one", LOADED[2])) == 0
+    assert sorted(os.listdir(str(folder / "tunnel_lib"))) == ["__pycache__", "names.py"]
+    alone = version(tmp_path_factory.mktemp("alone"), "one", "tunnel_sub.py")
+    assert home.install("--front-end", source=alone) == 0
+    assert not (folder / "tunnel_lib").exists()
+    before = tree(home.path)
+    (alone / "tunnel_lib/sent").mkdir(parents=True)
+    (alone / "tunnel_lib/sent/wire.py").write_bytes(b"-" * 9999)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, limits[1]))
+    try:
+        assert home.install("--front-end", source=alone) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tree(home.path) == before
+
+
 @pytest.mark.parametrize("role", ["callback", "compute"])
 def test_a_session_goes_on_through_an_update_and_an_uninstallation(desk, machine, installed, role, tmp_path):
     home = Home(tmp_path / "my home")
