@@ -7,15 +7,21 @@ kernel machine gets ``tunnel.m`` into ``Kernel`` of the base directory, or of th
 the first cannot be written.
 
 Each folder holds a record of what was put there, so that it can be taken away again. What is not ours is
-moved aside, never overwritten. Whatever interrupts this, the record knows of every file: it is written before
-the file is, and a file is there whole or not at all.
+moved aside, never overwritten. All files of a folder are written under other names first, then the record, and
+then each file is renamed to its place. So a file is there whole or not at all, the record knows of every file,
+whatever interrupts this, and what runs meanwhile keeps the file that it has open.
+
+A launcher loads some files late, and must not take one of another version than its own. It can tell: ``tunnel.py``
+takes its place after all files that it loads, and is replaced whenever one of them is. While they take theirs, and
+after an installation that was interrupted then, ``tunnel.py.tunnel-new`` lies beside it.
 """
 
 import argparse
 import collections
+import errno
 import hashlib
-import json
 import os
+import re
 import subprocess
 import sys
 
@@ -30,9 +36,11 @@ try:
 except ImportError:
     sys.exit("install.py: tunnel.py is missing; it has to lie beside install.py, with the rest of Tunnel")
 
-# What goes into FrontEnd, and its mode. The drop-ins are written for these scripts.
-LAUNCHERS = (("tunnel.py", 0o755), ("tunnel_sub.py", 0o755), ("tunnel_relay.py", 0o644))
-OPTIONAL = ("tunnel_relay.py",)  # installed where it lies beside the others
+# What goes into FrontEnd. The drop-ins are written for the scripts.
+MAIN = "tunnel.py"
+SCRIPTS = (MAIN, "tunnel_sub.py")
+LOADED = re.compile(r"tunnel_relay\.py|tunnel_lib/(sent/)?\w+\.py", re.ASCII)  # names of what MAIN may load
+PARTS = ("tunnel_lib", "tunnel_lib/sent")  # folders within FrontEnd, each after the one that holds it
 DROP_INS = ("tunnel", "tunnel_sub")
 
 PRODUCTS = ("Mathematica", "Wolfram")  # from 14.1 on the second
@@ -46,8 +54,6 @@ SHARE = "/usr/share/"  # where base directories are on Linux
 #                                of what of ours it has replaced; - for none
 RECORD = "tunnel-install.txt"
 RECORD_TITLE = "# What install.py has put into this folder; by this it takes it away again."
-OLD_RECORD = "tunnel-install.json"  # as install.py wrote it before
-OLD_COPY = ".tunnel-installed"  # as install.py --remote did: a copy of tunnel.m
 ASIDE = ".before-tunnel"
 NEW = ".tunnel-new"  # ends the name of a file while it is written
 
@@ -154,19 +160,13 @@ present() {{ [ -e "$1" ] || [ -h "$1" ]; }}
 ours() {{ [ -n "$1" ] && {{ [ "$1" = "$sha" ] || [ "$1" = "$former" ]; }}; }}
 digest_of() {{ if [ -f "$1" ]; then sha256 <"$1"; fi; }}
 
-# The newest record in $folder, in any of the forms that there have been: sets source, sha, aside, levels.
+# The record in $folder: sets source, sha, aside, former, levels.
 look() {{
     sha= former= aside= levels= source=$folder/{record}
     if [ -f "$source" ]; then
         set -- $(sed -n 's/^file tunnel[.]m //p' "$source")
         sha=${{1-}} aside=${{2-}} former=${{3-}}
         levels=$(sed -n 's/^folders //p' "$source")
-    elif source=$folder/{old_copy} && [ -f "$source" ]; then
-        sha=$(sha256 <"$source") aside=tunnel.m{aside} levels=2
-    elif source=$folder/{old_record} && [ -f "$source" ]; then
-        sha=$(sed -n 's/.*"sha256": "\\([0-9a-f]*\\)".*/\\1/p' "$source")
-        aside=$(sed -n 's/.*"aside": "\\(.*\\)".*/\\1/p' "$source")
-        levels=$(sed -n 's/^  "\\(.*\\)",\\{{0,1\\}}$/\\1/p' "$source" | sort -u | wc -l | tr -d ' ')
     else
         source=
     fi
@@ -223,7 +223,6 @@ install() {{
         give_up "$record"
         return
     fi
-    if [ -n "$source" ] && [ "$source" != "$record" ]; then rm -f "$source"; fi
     if [ -n "$moved" ]; then
         mv "$file" "$folder/$moved" || {{ fail "$file: cannot be moved aside"; return; }}
     fi
@@ -234,26 +233,25 @@ install() {{
 
 uninstall() {{
     if [ -z "$dry" ]; then rm -f "$file{new}" "$folder/{record}{new}"; fi # of a run that was killed
-    while look; do
-        any=yes
-        if present "$file" && ! ours "$(digest_of "$file")"; then
-            if [ "$aside" != - ]; then aside="; what was there before is $aside"; else aside=; fi
-            say "kept: $file: it has changed since it was installed$aside"
-            if [ -n "$dry" ]; then return; fi
-        else
-            if [ -n "$dry" ]; then say "would remove: $file"; return; fi
-            if present "$file"; then
-                rm -f "$file" || {{ fail "$file: cannot be removed"; return; }}
-                say "removed: $file"
-            fi
-            if [ "$aside" != - ]; then
-                mv "$folder/$aside" "$file" || {{ fail "$folder/$aside: cannot be moved back"; return; }}
-                say "restored: $file"
-            fi
+    look || return 0
+    any=yes
+    if present "$file" && ! ours "$(digest_of "$file")"; then
+        if [ "$aside" != - ]; then aside="; what was there before is $aside"; else aside=; fi
+        say "kept: $file: it has changed since it was installed$aside"
+        if [ -n "$dry" ]; then return; fi
+    else
+        if [ -n "$dry" ]; then say "would remove: $file"; return; fi
+        if present "$file"; then
+            rm -f "$file" || {{ fail "$file: cannot be removed"; return; }}
+            say "removed: $file"
         fi
-        rm -f "$source" || {{ fail "$source: cannot be removed"; return; }}
-        remove_folders
-    done
+        if [ "$aside" != - ]; then
+            mv "$folder/$aside" "$file" || {{ fail "$folder/$aside: cannot be moved back"; return; }}
+            say "restored: $file"
+        fi
+    fi
+    rm -f "$source" || {{ fail "$source: cannot be removed"; return; }}
+    remove_folders
 }}
 
 # One product, by the names of its user base directory and its base directory, and whether a variable names one.
@@ -393,16 +391,33 @@ def drop_in(script, platform, python):
     return text.replace("\n", "\r\n")
 
 
+class File(collections.namedtuple("File", "name data mode")):
+    """What is to be installed: the name that it has in its folder, its bytes and its mode."""
+
+    __slots__ = ()
+
+
 def front_end_files(source, platform, python):
-    """What goes into ``FrontEnd``: a list of name, bytes and mode."""
-    files = []
-    for name, mode in LAUNCHERS:
-        if name not in OPTIONAL or os.path.exists(os.path.join(source, name)):
-            files.append((name, read_source(source, name), mode))
+    """What goes into ``FrontEnd``: a list of :class:`File`, each after what it loads."""
+    files = [File(name, read_source(source, name), 0o644) for name in loaded_files(source)]
+    files += [File(name, read_source(source, name), 0o755) for name in SCRIPTS]
     for script in DROP_INS:
         name = script + (".bat" if platform == "win32" else ".sh")
-        files.append((name, drop_in(script, platform, python).encode("utf-8", "surrogateescape"), 0o755))
+        files.append(File(name, drop_in(script, platform, python).encode("utf-8", "surrogateescape"), 0o755))
     return files
+
+
+def loaded_files(folder):
+    """The names of the files in ``folder`` that MAIN may load, with ``/`` in them."""
+    names = list_folder(folder)
+    for part in PARTS:
+        names += [part + "/" + name for name in list_folder(os.path.join(folder, part))]
+    return [name for name in names if LOADED.fullmatch(name)]
+
+
+def list_folder(path):
+    """The names of what is in a folder, in order; none where there is no folder."""
+    return sorted(os.listdir(path)) if os.path.isdir(path) else []
 
 
 def read_source(folder, name):
@@ -442,7 +457,7 @@ def free_name(path):
 
 
 def write_new(path, data, mode):
-    """Write what is to become the file ``path``; returns the name that it has until then."""
+    """Write what is to become the file ``path``; until then its name ends in :data:`NEW`."""
     new = path + NEW
     try:
         with open(new, "wb") as stream:
@@ -451,7 +466,6 @@ def write_new(path, data, mode):
     except BaseException:
         remove(new)
         raise
-    return new
 
 
 def remove(path):
@@ -465,9 +479,8 @@ def cached_files(path):
     folder, name = os.path.split(path)
     stem, extension = os.path.splitext(name)
     cache = os.path.join(folder, "__pycache__")
-    if extension != ".py" or not os.path.isdir(cache):
-        return []
-    return [os.path.join(cache, each) for each in os.listdir(cache) if each.startswith(stem + ".")]
+    cached = list_folder(cache) if extension == ".py" else []
+    return [os.path.join(cache, each) for each in cached if each.startswith(stem + ".")]
 
 
 # ---------------------------------------------------------------------------------------------- records
@@ -485,23 +498,14 @@ class Entry(collections.namedtuple("Entry", "sha256 aside former")):
 
 class Record:
     """What was put into a folder: ``files``, entries by name, and ``levels``, how many folders were made for
-    it, from itself upwards. ``name`` is that of the file that says so, None without one."""
+    it, from itself upwards. ``there`` is whether there is a file that says so."""
 
     def __init__(self, folder):
-        """Read the newest there, in any of the forms that there have been.
-
-        :raises OSError: there is one, and it cannot be read
-        """
-        self.folder, self.files, self.levels, self.name = folder, {}, 0, None
-        for name, understand in (
-            (RECORD, self._understand),
-            (OLD_COPY, self._understand_copy),
-            (OLD_RECORD, self._understand_json),
-        ):
-            if os.path.lexists(self.path(name)):
-                self.name = name
-                understand(read(self.path(name)))
-                break
+        """:raises OSError: there is a record, and it cannot be read"""
+        self.folder, self.files, self.levels = folder, {}, 0
+        self.there = os.path.lexists(self.path(RECORD))
+        if self.there:
+            self._understand(read(self.path(RECORD)))
         for name, entry in self.files.items():
             if entry.aside and not os.path.lexists(self.path(entry.aside)):
                 self.files[name] = entry._replace(aside=None)
@@ -517,33 +521,15 @@ class Record:
             elif words[:1] == ["file"] and len(words) == 5:
                 self.files[words[1]] = Entry(*words[2:])
 
-    def _understand_copy(self, data):
-        """It did not say which folders it had made; it removed those that were empty."""
-        self.files["tunnel.m"] = Entry(digest(data), "tunnel.m" + ASIDE, None)
-        self.levels = 2
-
-    def _understand_json(self, data):
-        try:
-            found = json.loads(data.decode("utf-8"))
-            files = {name: Entry(each["sha256"], each["aside"], None) for name, each in found["files"].items()}
-            made, path = set(map(os.path.abspath, found["folders"])), self.folder
-        except (ValueError, KeyError, TypeError):
-            return  # no record of ours
-        self.files = files
-        while path in made:
-            made.remove(path)
-            self.levels, path = self.levels + 1, os.path.dirname(path)
-
     def save(self, files, levels):
         """Write it with these; only then they count."""
         lines = [RECORD_TITLE, "folders {}".format(levels)]
         for name, entry in sorted(files.items()):
             lines.append(" ".join(["file", name] + [word or "-" for word in entry]))
         data = ("\n".join(lines) + "\n").encode("utf-8")
-        os.replace(write_new(self.path(RECORD), data, 0o644), self.path(RECORD))
-        if self.name and self.name != RECORD:
-            os.remove(self.path(self.name))
-        self.files, self.levels, self.name = files, levels, RECORD
+        write_new(self.path(RECORD), data, 0o644)
+        os.replace(self.path(RECORD) + NEW, self.path(RECORD))
+        self.files, self.levels, self.there = files, levels, True
 
 
 class Folder:
@@ -561,7 +547,20 @@ class Folder:
         self.record, self.made = None, 0
 
     def file(self, name):
-        return os.path.join(self.path, name)
+        """The path of a file here; its name may have ``/`` in it."""
+        return os.path.join(self.path, *name.split("/"))
+
+    def parts(self):
+        """The paths of the folders within this one that hold files of ours. Nothing is ours where a link leads."""
+        return [self.file(part) for part in PARTS if not self.leads_elsewhere(part + "/")]
+
+    def leads_elsewhere(self, name):
+        """Whether the folder within this one that the file ``name`` would be in is a link."""
+        return any(name.startswith(part + "/") and os.path.islink(self.file(part)) for part in PARTS)
+
+    def inner_folders(self):
+        """The paths of the folders within this one that Tunnel makes, those for byte code among them."""
+        return self.parts() + [os.path.join(part, "__pycache__") for part in [self.path] + self.parts()]
 
     @property
     def writable(self):
@@ -581,25 +580,10 @@ class Folder:
             self.say("failed: {}: {}".format(self.file(name) if name else self.path, error.strerror or error))
             return False
 
-    def _read_record(self):
+    def read_record(self):
         self.record = Record(self.path)
 
-    def install(self, files):
-        """What fails ends it: a drop-in is of no use without what it starts, and what it replaces may be.
-
-        :param files: a list of name, bytes and mode, in the order in which they need each other
-        """
-        if not self.attempt("", self._make) or not self.attempt(RECORD, self._begin):
-            return
-        for name, data, mode in files:
-            if not self.attempt(name, self._install, name, data, mode):
-                break
-            if name.endswith(".py") and name in self.record.files and not self.dry_run:
-                self._compile(name)
-        if not self.dry_run and not self.record.name:  # nothing could be written
-            remove_folders(self.levels(self.made))
-
-    def _make(self):
+    def make(self):
         """Make the folder, and those that hold it."""
         missing, path = [], self.path
         while not os.path.isdir(path) and os.path.dirname(path) != path:
@@ -611,8 +595,20 @@ class Folder:
             if self.shared:
                 os.chmod(path, 0o755)  # noqa: S103 - for all users, whatever the umask of the administrator
 
-    def _begin(self):
-        self._read_record()
+    def make_parts(self, name):
+        """Make the folders within this one that lead to the file ``name``."""
+        for part in PARTS:
+            path = self.file(part)
+            if not name.startswith(part + "/"):
+                continue
+            if os.path.islink(path) or (os.path.lexists(path) and not os.path.isdir(path)):
+                raise FileExistsError(errno.EEXIST, "{} is in the way, and no folder; move it away".format(path))
+            if not os.path.isdir(path):
+                os.mkdir(path)
+
+    def begin(self):
+        """Read the record, and let it say which folders have been made."""
+        self.read_record()
         if self.made == 1:
             # The folder that holds this one may have been made for the other part; then it goes with
             # whichever of the two goes last.
@@ -621,65 +617,22 @@ class Folder:
             self.made = max([self.made] + levels)
         self.record.levels = self.made or self.record.levels
 
-    def _install(self, name, data, mode):
-        path, known, present = self.file(name), self.record.files.get(name), digest_of(self.file(name))
-        entry = Entry(digest(data), known and known.aside, None)
-        if present == entry.sha256:
-            self._mend_mode(path, mode)
-            return
-        if self.dry_run:
-            self.say("would install: " + path)
-            return
-        aside = None
-        if known and known.has(present):
-            entry = entry._replace(former=present)
-        elif os.path.lexists(path):
-            aside = free_name(path + ASIDE)
-            entry = entry._replace(aside=entry.aside or os.path.basename(aside))
-        new = write_new(path, data, mode)
-        try:
-            self.record.save(dict(self.record.files, **{name: entry}), self.record.levels)
-            if aside:
-                os.rename(path, aside)
-            os.replace(new, path)
-        except BaseException:
-            remove(new)
-            raise
-        if aside:
-            self.say("moved aside: {} to {}".format(path, os.path.basename(aside)))
-        self.say("installed: " + path)
-
-    def _mend_mode(self, path, mode):
-        if mode & 0o100 and not os.access(path, os.X_OK):
-            if not self.dry_run:
-                os.chmod(path, mode)
-            self.say("{}made executable: {}".format("would be " if self.dry_run else "", path))
-        else:
-            self.say("unchanged: " + path)
-
-    def _compile(self, name):
-        """Compile a script, so that no launch has to; to where the drop-ins have Python look, whatever this
-        run's own environment says."""
-        import py_compile
-
-        cached = "{}.{}.pyc".format(os.path.splitext(name)[0], sys.implementation.cache_tag)
-        cached = os.path.join("__pycache__", cached)
-        self.attempt(cached, lambda: py_compile.compile(self.file(name), cfile=self.file(cached), optimize=0))
-
     def uninstall(self):
-        """Take away what the records say, the newest first; what has changed since stays."""
+        """Take away what the record says; what has changed since stays."""
         if not self.dry_run:
-            self.attempt("", self._remove_unfinished)
-        while self.attempt(RECORD, self._read_record) and self.record.name:
-            self.found = True
-            for name in sorted(self.record.files):
-                self.attempt(name, self._uninstall, name, self.record.files[name])
-            if self.dry_run or self.failed or not self.attempt(self.record.name, self._forget):
-                break
+            self.attempt("", self.remove_unfinished)
+        if not self.attempt(RECORD, self.read_record) or not self.record.there:
+            return
+        self.found = True
+        for name in sorted(self.record.files):
+            self.attempt(name, self.take_away, name)
+        if not self.dry_run and not self.failed:
+            self.attempt(RECORD, self._forget)
 
-    def _uninstall(self, name, entry):
-        path, present = self.file(name), digest_of(self.file(name))
-        if os.path.lexists(path) and not entry.has(present):
+    def take_away(self, name):
+        """Remove a file that the record has, and its byte code, and put back what was there before."""
+        path, entry, present = self.file(name), self.record.files[name], digest_of(self.file(name))
+        if os.path.lexists(path) and (self.leads_elsewhere(name) or not entry.has(present)):
             aside = "; what was there before is " + entry.aside if entry.aside else ""
             self.say("kept: {}: it has changed since it was installed{}".format(path, aside))
             return
@@ -695,15 +648,17 @@ class Folder:
         for cached in cached_files(path):
             os.remove(cached)
 
-    def _remove_unfinished(self):
+    def remove_unfinished(self):
         """What a run that was killed has left."""
-        for name in os.listdir(self.path) if os.path.isdir(self.path) else []:
-            if name.endswith(NEW):
-                os.remove(self.file(name))
+        for path in [self.path] + self.parts():
+            for name in list_folder(path):
+                if name.endswith(NEW):
+                    os.remove(os.path.join(path, name))
+                    self.left = self.inner_folders()
 
     def _forget(self):
-        os.remove(self.file(self.record.name))
-        self.left += [self.file("__pycache__")] + self.levels(self.record.levels)
+        os.remove(self.file(RECORD))
+        self.left = self.inner_folders() + self.levels(self.record.levels)
 
     def levels(self, count):
         """This folder, the one that holds it, and so on: ``count`` paths."""
@@ -711,6 +666,137 @@ class Folder:
         while len(paths) < count:
             paths.append(os.path.dirname(paths[-1]))
         return paths[:count]
+
+
+class Change(collections.namedtuple("Change", "file entry aside")):
+    """A file that is to take its place in a folder: ``entry`` is what the record will say of it, ``aside`` the
+    path to which what is in its place is moved, None where that is replaced."""
+
+    __slots__ = ()
+
+    @property
+    def name(self):
+        return self.file.name
+
+
+class Update:
+    """The files of a folder, new or in place of those of another version.
+
+    :param folder: a :class:`Folder`
+    :param files: a list of :class:`File`, each after what it loads
+    """
+
+    def __init__(self, folder, files):
+        self.folder, self.files = folder, files
+        self.changes = []
+
+    def run(self):
+        """Install all files or, where one of them cannot be written, none: a drop-in is of no use without what it
+        starts, and what it would replace may be. Then go the modules that the record has and ``files`` has not:
+        they are of an earlier version."""
+        folder = self.folder
+        if not folder.attempt("", folder.make) or not folder.attempt(RECORD, folder.begin):
+            return
+        ready = all(folder.attempt(file.name, self._plan, file) for file in self.files)
+        here = {file.name for file in self.files}
+        obsolete = [name for name in sorted(folder.record.files) if name.endswith(".py") and name not in here]
+        if folder.dry_run:
+            for change in self.changes:
+                folder.say("would install: " + folder.file(change.name))
+            for name in obsolete:
+                folder.attempt(name, folder.take_away, name)
+            return
+        placed = ready and self._write() and self._place()
+        if placed:
+            for name in obsolete:
+                folder.attempt(name, self._remove, name)
+            for name in sorted(folder.record.files):
+                if name.endswith(".py"):
+                    self._compile(name)
+        if obsolete or not placed:
+            remove_folders(folder.inner_folders())
+        if not folder.record.there:  # nothing could be written
+            remove_folders(folder.levels(folder.made))
+
+    def _plan(self, file):
+        """Note what is to be done for a file."""
+        folder, path = self.folder, self.folder.file(file.name)
+        known, present = folder.record.files.get(file.name), digest_of(path)
+        entry = Entry(digest(file.data), known and known.aside, None)
+        ours = known and known.has(present)
+        if present == entry.sha256 and not (file.name == MAIN and self.changes and ours):
+            self._mend_mode(path, file.mode)
+            return
+        aside = None
+        if ours:
+            entry = entry._replace(former=present)
+        elif os.path.lexists(path):
+            aside = free_name(path + ASIDE)
+            entry = entry._replace(aside=entry.aside or file.name + aside[len(path) :])
+        self.changes.append(Change(file, entry, aside))
+
+    def _write(self):
+        """Write all that changes under other names, and then the record; returns whether that could be done."""
+        ready = False
+        try:
+            ready = all(self.folder.attempt(change.name, self._write_new, change) for change in self.changes)
+            ready = ready and (not self.changes or self.folder.attempt(RECORD, self._note))
+        finally:
+            if not ready:
+                for change in self.changes:
+                    remove(self.folder.file(change.name) + NEW)
+        return ready
+
+    def _write_new(self, change):
+        self.folder.make_parts(change.name)
+        write_new(self.folder.file(change.name), change.file.data, change.file.mode)
+
+    def _note(self):
+        record = self.folder.record
+        files = dict(record.files)
+        files.update((change.name, change.entry) for change in self.changes)
+        record.save(files, record.levels)
+
+    def _place(self):
+        """Have all that changes take its place. Where that ends early, what has been written for the others stays:
+        that of MAIN tells launchers that files may be of two versions."""
+        if not all(self.folder.attempt(change.name, self._replace, change) for change in self.changes):
+            return False
+        return self.folder.attempt("", self.folder.remove_unfinished)
+
+    def _replace(self, change):
+        path, say = self.folder.file(change.name), self.folder.say
+        if change.aside:
+            os.rename(path, change.aside)
+        os.replace(path + NEW, path)
+        if change.aside:
+            say("moved aside: {} to {}".format(path, os.path.basename(change.aside)))
+        say("installed: " + path)
+
+    def _remove(self, name):
+        self.folder.take_away(name)
+        record = self.folder.record
+        record.save({each: record.files[each] for each in record.files if each != name}, record.levels)
+
+    def _mend_mode(self, path, mode):
+        dry_run, say = self.folder.dry_run, self.folder.say
+        if mode & 0o100 and not os.access(path, os.X_OK):
+            if not dry_run:
+                os.chmod(path, mode)
+            say("{}made executable: {}".format("would be " if dry_run else "", path))
+        else:
+            say("unchanged: " + path)
+
+    def _compile(self, name):
+        """Compile a script, so that no launch has to; to where the drop-ins have Python look, whatever this
+        run's own environment says."""
+        import py_compile
+
+        part, slash, script = name.rpartition("/")
+        stem = os.path.splitext(script)[0]
+        cached = "{}{}__pycache__/{}.{}.pyc".format(part, slash, stem, sys.implementation.cache_tag)
+        file = self.folder.file
+        self.folder.attempt(cached, lambda: py_compile.compile(file(name), cfile=file(cached), optimize=0))
 
 
 def remove_folders(paths):
@@ -897,14 +983,14 @@ class Installer:
             folders += self.folders([bases[product][0] for product in here], "FrontEnd")
             files = front_end_files(self.source, self.platform, base_python(self.platform))
             for folder in folders:
-                folder.install(files)
+                Update(folder, files).run()
         if self.kernel:
-            files = [("tunnel.m", read_source(self.source, "tunnel.m"), 0o644)]
+            files = [File("tunnel.m", read_source(self.source, "tunnel.m"), 0o644)]
             for product in here:
                 folder = self._kernel_folder(product, *bases[product])
                 if os.path.realpath(folder.path) not in [os.path.realpath(each.path) for each in folders]:
                     folders.append(folder)
-                    folder.install(files)
+                    Update(folder, files).run()
         return folders
 
     def _kernel_folder(self, product, user, system):
@@ -963,8 +1049,6 @@ class Installer:
             share=SHARE,
             record=RECORD,
             title=RECORD_TITLE,
-            old_record=OLD_RECORD,
-            old_copy=OLD_COPY,
             aside=ASIDE,
             new=NEW,
         )

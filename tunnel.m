@@ -38,50 +38,33 @@ Begin["`Private`"]
 
 (* -- messages *)
 
-$host = "`1` is no host specification; expected a string \"[user[:password]@]machine[:port]\".";
-$system = "\"OperatingSystem\" -> `1` is not known; expected \"Windows\", \"MacOSX\", \"Unix\" or Automatic.";
-$version = "\"VersionNumber\" -> `1` is no version; expected a number such as 10.1, or Automatic.";
-$path = "\"KernelPath\" -> `1` is no path; expected a string that is not empty, Default or Automatic.";
-$relay = "\"Relay\" -> `1` is not known; expected True, False, or minutes as an integer from 0 to 99999.";
-$via = "\"Via\" -> `1` is no command; expected None or one line without \" and backticks, on Windows without %.";
-$option = "`1` is no option; expected one of `2`.";
-$missing = "The launch script `1` is missing; run install.py on the front end machine.";
+(* Gives each of the functions each of the messages, which are rules from a tag to a text. *)
+setMessages[functions_List, messages_List] :=
+  Do[setMessage[function, First[message], Last[message]], {function, functions}, {message, messages}]
 
-SetupTunnelKernelConfiguration::host = $host;
-SetupTunnelKernelConfiguration::system = $system;
-SetupTunnelKernelConfiguration::version = $version;
-SetupTunnelKernelConfiguration::path = $path;
-SetupTunnelKernelConfiguration::relay = $relay;
-SetupTunnelKernelConfiguration::via = $via;
-SetupTunnelKernelConfiguration::option = $option;
-SetupTunnelKernelConfiguration::missing = $missing;
+setMessage[function_, tag_, text_] := (MessageName[function, tag] = text)
+
+setMessages[{SetupTunnelKernelConfiguration, RemoteMachineTunnel, LaunchTunnelKernels}, {
+  "host" -> "`1` is no host specification; expected a string \"[user[:password]@]machine[:port]\".",
+  "system" -> "\"OperatingSystem\" -> `1` is not known; expected \"Windows\", \"MacOSX\", \"Unix\" or Automatic.",
+  "version" -> "\"VersionNumber\" -> `1` is no version; expected a number such as 10.1, or Automatic.",
+  "path" -> "\"KernelPath\" -> `1` is no path; expected a string that is not empty, Default or Automatic.",
+  "relay" -> "\"Relay\" -> `1` is not known; expected True, False, or minutes as an integer from 0 to 99999.",
+  "via" -> "\"Via\" -> `1` is no command; expected None or one line without \" and backticks, on Windows without %.",
+  "option" -> "`1` is no option; expected one of `2`.",
+  "missing" -> "The launch script `1` is missing; run install.py on the front end machine."}];
+
+setMessages[{RemoteMachineTunnel, LaunchTunnelKernels}, {
+  "count" -> "`1` is no number of kernels; expected a positive integer.",
+  "share" -> "\"ShareConnection\" -> `1` is not known; expected True, False or Automatic."}];
+
 SetupTunnelKernelConfiguration::name =
   "`1` is no name for a kernel configuration; expected a string that is not empty.";
 SetupTunnelKernelConfiguration::frontend = "There is no front end that could keep a kernel configuration.";
 
-RemoteMachineTunnel::host = $host;
-RemoteMachineTunnel::system = $system;
-RemoteMachineTunnel::version = $version;
-RemoteMachineTunnel::path = $path;
-RemoteMachineTunnel::relay = $relay;
-RemoteMachineTunnel::via = $via;
-RemoteMachineTunnel::option = $option;
-RemoteMachineTunnel::missing = $missing;
-RemoteMachineTunnel::count = "`1` is no number of kernels; expected a positive integer.";
 RemoteMachineTunnel::speed = "\"KernelSpeed\" -> `1` is no speed; expected a positive number.";
-RemoteMachineTunnel::share = "\"ShareConnection\" -> `1` is not known; expected True, False or Automatic.";
 RemoteMachineTunnel::package = "Load the package of remote kernels first; see the usage of RemoteMachineTunnel.";
 
-LaunchTunnelKernels::host = $host;
-LaunchTunnelKernels::system = $system;
-LaunchTunnelKernels::version = $version;
-LaunchTunnelKernels::path = $path;
-LaunchTunnelKernels::relay = $relay;
-LaunchTunnelKernels::via = $via;
-LaunchTunnelKernels::option = $option;
-LaunchTunnelKernels::missing = $missing;
-LaunchTunnelKernels::count = RemoteMachineTunnel::count;
-LaunchTunnelKernels::share = RemoteMachineTunnel::share;
 LaunchTunnelKernels::failed = "Of `1` kernels `2` could not be launched; the newest logs say why. `3`";
 
 complain[function_, tag_, arguments___] := (Message[MessageName[function, tag], arguments]; $Failed)

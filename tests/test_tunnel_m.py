@@ -153,6 +153,8 @@ case["relay on windows", RemoteMachineTunnel["host", 2, "Relay" -> 90][[2]]];
 MathLink`Tunnel`Private`ownSystem[] := "Unix"; Unprotect[$UserBaseDirectory]; $UserBaseDirectory = "/nowhere";
 case["scripts missing", Head[SetupTunnelKernelConfiguration["m", "host"]]];
 case["scripts missing for compute kernels", Head[RemoteMachineTunnel["host"]]];
+text[function_, tag_] := MessageName[function, tag];
+Do[case[{function, tag}, text[function, tag]], {function, @FUNCTIONS@}, {tag, @TAGS@}];
 """
 
 # What README and manual have users type; what is loaded first is here already, in part stood in for.
@@ -177,6 +179,35 @@ MESSAGES = {
 }
 
 
+SETUP, REMOTE, LAUNCH = FUNCTIONS = [
+    "SetupTunnelKernelConfiguration",
+    "RemoteMachineTunnel",
+    "LaunchTunnelKernels",
+]
+TEXTS = {  # for each tag how its message begins, and the functions that may have to say it
+    "host": ("`1` is no host specification; expected a string", FUNCTIONS),
+    "system": ('"OperatingSystem" -> `1` is not known; expected "Windows",', FUNCTIONS),
+    "version": ('"VersionNumber" -> `1` is no version; expected a number', FUNCTIONS),
+    "path": ('"KernelPath" -> `1` is no path; expected a string that is not', FUNCTIONS),
+    "relay": ('"Relay" -> `1` is not known; expected True, False, or minutes', FUNCTIONS),
+    "via": ('"Via" -> `1` is no command; expected None or one line', FUNCTIONS),
+    "option": ("`1` is no option; expected one of `2`.", FUNCTIONS),
+    "missing": ("The launch script `1` is missing; run install.py", FUNCTIONS),
+    "count": ("`1` is no number of kernels; expected a positive integer.", [REMOTE, LAUNCH]),
+    "share": ('"ShareConnection" -> `1` is not known; expected True,', [REMOTE, LAUNCH]),
+    "name": ("`1` is no name for a kernel configuration; expected a string", [SETUP]),
+    "frontend": ("There is no front end that could keep a kernel configuration.", [SETUP]),
+    "speed": ('"KernelSpeed" -> `1` is no speed; expected a positive number.', [REMOTE]),
+    "package": ("Load the package of remote kernels first; see the usage of", [REMOTE]),
+    "failed": ("Of `1` kernels `2` could not be launched; the newest logs", [LAUNCH]),
+}
+
+
+def listed(names, form):
+    """A list of the Wolfram Language."""
+    return "{{{}}}".format(", ".join(map(form.format, names)))
+
+
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
     """What each case printed: messages and other output, then its value."""
@@ -196,6 +227,7 @@ def cases(tmp_path_factory):
     )
     text = (PRELUDE + CASES.replace("@DOCUMENTS@", documents)).replace("@BASE@", str(base))
     text = text.replace("@FILE@", os.path.join(rig.LAUNCHERS, "tunnel.m"))
+    text = text.replace("@FUNCTIONS@", listed(FUNCTIONS, "{}")).replace("@TAGS@", listed(TEXTS, '"{}"'))
     (folder / "cases.m").write_text(text)
     output = subprocess.check_output(
         [python, program, "-f", str(folder / "cases.m")],
@@ -439,3 +471,15 @@ def test_missing_scripts_are_said_and_the_rest_is_done(cases):
     said, result = cases["scripts missing for compute kernels"]
     assert "RemoteMachineTunnel::missing" in said
     assert result == "SubKernels`RemoteKernels`RemoteMachine"
+
+
+@pytest.mark.parametrize("tag", sorted(TEXTS))
+def test_a_message_is_that_of_each_function_that_says_it_and_stands_once_in_the_file(cases, tag):
+    begin, functions = TEXTS[tag]
+    begin = begin.replace('"', '\\"')
+    found = [cases["{{{}, {}}}".format(function, tag)][1] for function in FUNCTIONS]
+    said = [function for function, text in zip(FUNCTIONS, found) if text.startswith('"' + begin)]
+    assert said == functions
+    assert len(set(found)) == 4 - len(functions)  # a function that lacks the message has its own name there
+    assert docs.text_of("tunnel.m").count(begin) == 1
+    assert len(re.findall(r'"{0}" ->|\w::{0} ='.format(tag), docs.text_of("tunnel.m"))) == 1
