@@ -753,7 +753,7 @@ def test_byte_code_that_was_cut_short_is_made_anew(installed, command):
             done = rig.run(*argv, env=environment)
             assert (done.returncode, done.stderr) == (0, "")
             found.append(done.stdout)
-        return found, {path.name: path.stat().st_size for path in (installed / "__pycache__").iterdir()}
+        return found, {str(path): path.stat().st_size for path in installed.rglob("*.pyc")}
 
     said, sizes = outputs()
     assert cut_short(installed) >= 2
