@@ -1038,7 +1038,7 @@ RULES = {
     "family": ("AddressFamily of the ssh configuration leaves out 127.0.0.1: any", any_family),
     "no terminal": (NO_TERMINAL, no_terminal),
     "guard": (
-        "the login's standard input is no terminal: it is run without a look",
+        "the login has no terminal at its standard input: no look before the kernel",
         once("guarded", False),
     ),
     "stale": ("the shared connection is gone", another_connection),
