@@ -15,8 +15,6 @@ loaded when it is needed, does one thing that they did not. The parts, each buil
     channels           the bytes of links: SocketEnd, Channel, Switchboard, Delivery, Forwards
     one launch         Askpass, LogPipe, Transcript, Try, ForwardedTry, Launch
     main               from the arguments to the exit code: main(), start(), detach()
-
-Imports that few launches need stay inside the functions that need them: start-up time is a feature.
 """
 
 import os
@@ -1440,9 +1438,9 @@ class Client:
 
 
 def fork():
-    """:func:`os.fork`; that there are too many processes is no defect.
+    """:func:`os.fork`.
 
-    :raises Fatal: there are
+    :raises Fatal: there are too many processes, which is no defect
     """
     try:
         return os.fork()
@@ -1452,7 +1450,7 @@ def fork():
 
 
 def spawn(argv, environment, streams, inherit=(), gate=(), unneeded=()):
-    """Start a program in a session of its own; ``subprocess`` alone would cost more than all else here.
+    """Start a program in a session of its own.
 
     :param streams: descriptors for input, output, errors; None for nothing
     :param gate: a descriptor from which a byte has to come first: if this process dies before, nothing is started
@@ -1509,9 +1507,6 @@ def catch_signals(loop, on_signal):
         from _socket import socketpair
 
         _signal.signal(_signal.SIGCHLD, lambda *_: None)
-        # Who has started this may have blocked them, as programs with threads do.
-        blocked = [getattr(_signal, name) for name in ENDING]
-        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, blocked + [_signal.SIGCHLD])
     near, far = socketpair()
     near.setblocking(False)
     far.setblocking(False)
@@ -1529,6 +1524,10 @@ def catch_signals(loop, on_signal):
         if number is None or (name == "SIGHUP" and _signal.getsignal(number) == _signal.SIG_IGN):
             continue  # nohup means it
         _signal.signal(number, lambda number, _: pending.append(number))
+    if not WINDOWS:
+        # detach() blocks these signals, and so do programs with threads: those that have come are delivered now.
+        blocked = [getattr(_signal, name) for name in ENDING]
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, blocked + [_signal.SIGCHLD])
     return near, far
 
 
@@ -2924,8 +2923,6 @@ class Launch:
             self.memory.keep("died", None)
         self.teller.tell(0, self.died)
 
-    # -- events
-
     def pause(self, seconds):
         """Let ``seconds`` pass; a signal ends it."""
         over = []
@@ -3176,6 +3173,9 @@ def detach(work):
     import _signal
 
     reader, writer = os.pipe()
+    # A signal waits until the process that gets it can act on it; in the child catch_signals() unblocks them.
+    blocked = [getattr(_signal, name) for name in ENDING]
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, blocked)
     child = fork()
     if not child:
         try:
@@ -3189,8 +3189,9 @@ def detach(work):
         finally:
             os._exit(0)
     os.close(writer)
-    for name in ENDING:
-        _signal.signal(getattr(_signal, name), lambda number, _: os.kill(child, number))
+    for number in blocked:
+        _signal.signal(number, lambda number, _: os.kill(child, number))
+    _signal.pthread_sigmask(_signal.SIG_UNBLOCK, blocked)
     return Teller.hear(b"".join(iter(lambda: os.read(reader, 4096), b"")))
 
 

@@ -18,6 +18,10 @@ from rig.desk import Desk, make_machine
 from rig.launches import server_of, share_by_hand
 
 os.environ.pop("PYTHONUNBUFFERED", None)  # hides what becomes of a buffer that nobody takes
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    # The tests run under nohup. A launcher that they start would ignore SIGHUP too; what is handled here is not
+    # ignored there.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -252,6 +252,38 @@ def test_signals_that_the_caller_has_blocked_are_heard():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+DETACHED = """
+import os, signal, sys
+import tunnel
+
+fork = os.fork
+
+def fork_and_signal():
+    child = fork()
+    if bool(child) == (sys.argv[1] == "parent"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return child
+
+def work(teller):
+    loop, heard = tunnel.Loop(), []
+    keep = tunnel.catch_signals(loop, heard.append)
+    loop.after(5, lambda: heard.append(0))
+    while not heard:
+        loop.step()
+    teller.tell(128 + heard[0], "")
+
+os.fork = fork_and_signal
+sys.exit(tunnel.detach(work))
+"""
+
+
+@pytest.mark.parametrize("process", ["parent", "child"])
+def test_a_signal_that_comes_while_a_launch_goes_into_the_background_ends_it(process):
+    """The signal comes before either process has said what it does for one."""
+    done = run_code(DETACHED, process)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "")
+
+
 @pytest.mark.parametrize("name, count", [("SIGTERM", 15), ("SIGHUP", 6)])
 def test_launchers_that_get_a_signal_at_any_moment_end_with_it(desk, request, name, count):
     """Also those whose next try is about to begin, since their ports are taken."""
