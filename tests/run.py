@@ -64,7 +64,8 @@ WINDOWS_PYTHON = "3.13.0"
 # What is said for one Python is said for all: Mathics3 has its own, a scheduler's limits have none, and both of
 # Windows' share what takes long to start.
 ONCE = ["tests/test_tunnel_m.py", "tests/test_via_limits.py", "tests/test_windows.py"]
-SLOWEST = ["relay", "ends", "via", "via_slurm", "via_limits", "conditions", "configurations", "leftovers", "share"]
+SLOWEST = ["relay", "ends", "via", "via_slurm", "via_limits", "configurations", "share", "servers", "network"]
+SLOWEST += ["relay_keepers"]
 MATHICS = ["--no-compile", "Mathics3==10.0.1", "packaging"]  # little of all that comes along is ever imported
 # Options of pytest whose value is the next argument, and no file to run.
 WITH_VALUE = ["-k", "-m", "-o", "-p", "-c", "-r", "-W", "--deselect", "--ignore", "--maxfail", "--tb"]

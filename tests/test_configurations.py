@@ -8,16 +8,7 @@ import pytest
 import rig
 from rig import frontend
 from rig.desk import make_machine
-from rig.launches import (
-    DIAL,
-    ROLES,
-    configured,
-    ends_with,
-    key_lines,
-    log_of,
-    tries,
-    works,
-)
+from rig.launches import DIAL, ROLES, configured, ends_with, key_lines, log_of, tries, works
 
 
 @pytest.fixture
@@ -364,3 +355,20 @@ def test_an_ssh_that_does_not_say_who_asks_hands_no_password_to_a_jump_host(requ
     ends_with(desk, end, 255, "asks for what nobody can answer here", 20)
     assert "not answered: john@{}'s password:".format(cluster.address) in log_of(desk, end)
     assert "Accepted password" not in gate.server_log()
+
+
+def test_forwards_and_commands_in_the_configuration_do_not_break_a_launch(desk, machine):
+    taken = rig.free_port()
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", taken))
+    holder.listen(1)
+    lines = ["Host *"] + machine.client_lines
+    lines += ["LocalForward 127.0.0.1:{} 127.0.0.1:9".format(taken), "RemoteCommand false", "RequestTTY no"]
+    _, wrapper = machine.make_ssh("busy", lines)
+    try:
+        end = desk.launch(machine, "classic", env={"TUNNEL_SSH": wrapper})
+        end.accept()
+        end.echo()
+        assert "without regard to it" in desk.logs()[0]
+    finally:
+        holder.close()

@@ -12,7 +12,7 @@ import time
 
 import pytest
 import rig
-from rig.launches import log_of, parent
+from rig.launches import launched, log_of, nothing_else, parent
 from rig.processes import (
     ALL_LAUNCHES,
     LAUNCHES,
@@ -350,3 +350,37 @@ def test_a_front_end_that_lives_is_not_taken_for_a_dead_one(desk, machine, users
     busy.tell(b"!quit 7\n")
     assert busy.wait()[0] == 7
     assert len(machine.kernels()) == 3
+
+
+@pytest.mark.parametrize("client, role", [("ssh", "classic"), ("plink", "compute")])
+def test_a_front_end_that_has_gone_before_its_kernel_has_connected_ends_all(desk, machine, client, role):
+    kernel = machine.install_kernel("never/10.1/MathKernel", "silent")
+    end = launched(desk, machine, role, client=client, kernel=kernel)
+    desk.wait_until(end, lambda: machine.kernels(), what="the kernel")
+    end.close_listeners()
+    rig.wait_until(lambda: "the front end has closed the main link" in log_of(desk, end), 3)
+    assert end.wait(5)[0] == (0 if role == "compute" else 129)
+    rig.wait_until(lambda: not machine.kernels(), 3)
+    nothing_else(desk)
+
+
+@pytest.mark.parametrize("arguments", [("callback",), ("shared",), ("callback", "--relay")])
+def test_a_front_end_that_goes_during_the_login_ends_the_launch(desk, machine, arguments):
+    """Here the login waits for an agent, as one does that asks its user each time."""
+    with socket.socket(socket.AF_UNIX) as agent:
+        path = machine.path("waiting-agent")
+        agent.bind(path)
+        agent.listen(9)
+        agent.settimeout(20)
+        lines = ["Host *", "IdentityAgent " + path]
+        wrapper = machine.make_ssh(
+            "waiting", lines + [each for each in machine.client_lines if "Agent" not in each]
+        )
+        end = launched(desk, machine, *arguments, env={"TUNNEL_SSH": wrapper[1]})
+        asked, _ = agent.accept()
+        end.close_listeners()
+        assert end.wait(5)[0] == 129
+        assert "the front end has closed the main link, and nothing is run for it" in log_of(desk, end)
+        asked.close()
+        os.remove(path)
+    nothing_else(desk)

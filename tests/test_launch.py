@@ -1,14 +1,10 @@
 """Launches that succeed, end to end: a real sshd, the real ssh and plink."""
 
 import os
-import re
-import signal
-import stat
 import subprocess
 
 import pytest
 import rig
-from rig import frontend
 from rig.desk import make_machine
 from rig.launches import clients, roles
 
@@ -95,55 +91,6 @@ def test_twelve_compute_kernels_at_once(desk, machine):
     assert not machine.kernels()
 
 
-@clients
-@pytest.mark.parametrize("side", ["front end", "kernel machine"])
-def test_a_taken_port_is_replaced_by_another_block(desk, machine, client, side):
-    end = frontend.FrontEnd("classic")
-    data, message = (listener.getsockname()[1] for listener in end.main)
-    end.close_listeners()
-    if side == "front end":
-        held = frontend.listening_pair("127.0.0.1", (max(data, message) + 2, 0))
-        release = [each.close for each in held]
-    else:
-        release = [machine.occupy(data)]
-    before = machine.kernel_starts()
-    try:
-        end = desk.launch(machine, "classic", client=client, ports=(data, message))
-        end.accept()
-        end.echo()
-        log = desk.logs()[0]
-        assert "try 2:" in log
-        assert "the next block of ports is" in log
-        end.tell(b"!quit 0\n")
-        assert end.wait()[0] == 0
-        if client == "ssh":  # plink has the kernel run all the same, and is ended then
-            assert machine.kernel_starts() == before + 1
-    finally:
-        for each in release:
-            each()
-
-
-def test_ports_at_the_end_of_the_range_draw_another_block_at_once(desk, machine):
-    end = desk.launch(machine, "callback", ports=(65530, 65531))
-    end.accept()
-    end.echo()
-    log = desk.logs()[0]
-    assert "try 2:" not in log
-    first = re.search(r"-R 127\.0\.0\.1:(\d+):", log)
-    assert 10000 <= int(first.group(1)) < 32768
-
-
-@clients
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_client_and_kernel(desk, machine, client, number):
-    end = desk.launch(machine, "classic", client=client)
-    end.accept()
-    end.signal(number)
-    assert end.wait(2)[0] == 128 + number
-    desk.no_process()
-    rig.wait_until(lambda: not machine.kernels(), 5)
-
-
 @pytest.mark.parametrize("way", ["ProxyJump", "ProxyCommand"])
 def test_jump_host(request, desk, way):
     jump = make_machine(request)
@@ -177,36 +124,6 @@ def test_kernel_paths_with_blanks_quotes_and_letters_beyond_ascii(desk, machine)
         end.echo()
         end.quit()
         assert end.wait()[0] == 0
-
-
-def test_log_is_private_and_tells_everything_but_secrets(desk, machine):
-    end = desk.launch(machine, "compute", host="john:{}@{}".format(rig.PASSWORD, machine.address))
-    end.accept()
-    end.quit()
-    assert end.wait()[0] == 0
-    desk.no_process()
-    (path,) = desk.folder.glob("Logs/*/*.log")
-    assert re.match(r"tunnel_sub_\d{4}-\d\d-\d\d-\d{6}_\d+\.log$", path.name)
-    assert path.parent.name == re.search(r"\d{4}-\d\d-\d\d", path.name).group()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    text = path.read_text()
-    assert rig.PASSWORD not in text
-    for word in ("tunnel 1.", "john:***@", "-LinkName", "-R 127.0.0.1:", "debug1:", "with exit code"):
-        assert word in text
-    assert "XDG_RUNTIME_DIR" not in text
-
-
-def test_log_falls_back_to_the_temporary_folder(desk, machine, tmp_path):
-    (desk.folder / "Logs").write_text("in the way")
-    end = desk.launch(machine, "compute")
-    end.accept()
-    end.quit()
-    code, errors = end.wait()
-    assert code == 0
-    path = re.search(r"it is (\S+\.log)", errors).group(1)
-    assert path.startswith(str(desk.runtime))
-    assert "the kernel has called back" in open(path).read()
 
 
 def test_mathematica_libraries_stay_out_of_the_client(desk, machine, tmp_path):

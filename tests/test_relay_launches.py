@@ -535,3 +535,20 @@ def test_kernels_started_while_the_connection_is_lost_come_up_with_it(sharing, m
     mend(machine)
     stands(late).echo()
     first.echo()
+
+
+def test_the_relay_is_found_beside_the_launcher(desk, machine):
+    """Though the script's folder is none in which modules are looked for."""
+    environ = dict(os.environ, PYTHONSAFEPATH="1", TUNNEL_SSH=machine.client("ssh"))
+    argv = [
+        sys.executable,
+        "-I",
+        str(desk.folder / "tunnel.py"),
+        "--dry-run",
+        "--relay",
+        "host",
+        "/k/math",
+        "1@h,2@h",
+    ]
+    done = rig.run(*argv, env=environ)
+    assert (done.returncode, done.stderr) == (0, "")

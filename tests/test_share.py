@@ -6,15 +6,7 @@ import time
 
 import pytest
 import rig
-from rig.launches import (
-    ends_with,
-    launched,
-    log_of,
-    masters,
-    nothing_else,
-    share_by_hand,
-    sharing_ssh,
-)
+from rig.launches import ends_with, launched, log_of, masters, nothing_else, share_by_hand, sharing_ssh
 from rig.processes import supervisor
 
 FULL = "the shared connection takes no further kernel"

@@ -101,3 +101,25 @@ class Login:
         code = home.install("--kernel", *argv, source=source)
         self.said = home.said
         return code
+
+
+def killed_after(number, action):
+    """Whether ``action`` ended by itself in a process that is killed at its ``number``-th change of a file."""
+    child = os.fork()
+    if not child:
+        left = [number]
+
+        def counted(real):
+            def call(*arguments, **options):
+                left[0] -= 1
+                if not left[0]:
+                    os._exit(9)
+                return real(*arguments, **options)
+
+            return call
+
+        for name in ("chmod", "rename", "replace", "remove"):
+            setattr(os, name, counted(getattr(os, name)))
+        action()
+        os._exit(0)
+    return os.waitpid(child, 0)[1] == 0
