@@ -9,7 +9,7 @@ the first cannot be written.
 Each folder holds a record of what was put there, so that it can be taken away again. What is not ours is
 moved aside, never overwritten. All files of a folder are written under other names first, then the record, and
 then each file is renamed to its place. So a file is there whole or not at all, the record knows of every file,
-whatever interrupts this, and what runs meanwhile keeps the file that it has open.
+whatever interrupts this, and what runs meanwhile keeps the file that it has open. One run waits for another.
 
 A launcher loads some files late, and must not take one of another version than its own. It can tell: ``tunnel.py``
 takes its place after all files that it loads, and is replaced whenever one of them is. While they take theirs, and
@@ -24,6 +24,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 if sys.version_info < (3, 6):  # noqa: UP036 - for whoever types python and gets an old one
     sys.exit("install.py: needs Python 3.6 or later, and this is {}.{}".format(*sys.version_info[:2]))
@@ -43,6 +44,17 @@ LOADED = re.compile(r"tunnel_relay\.py|tunnel_lib/(sent/)?\w+\.py", re.ASCII)  #
 PARTS = ("tunnel_lib", "tunnel_lib/sent")  # folders within FrontEnd, each after the one that holds it
 DROP_INS = ("tunnel", "tunnel_sub")
 
+DAMAGED = "not all of it is as install.py writes it; what is not counts for nothing"
+UNKNOWN = "the record does not say that install.py has put it there"
+
+# Names that files of any version may have, and the lines of a record: what else one says is not believed.
+NAME = r"(tunnel\w*\.(?:py|sh|bat|m)|tunnel_lib/(?:sent/)?\w+\.py)"
+MOVED = r"(?:\.before-tunnel(?:-\d{1,9})?)"
+FILE_LINE = re.compile(r"file " + NAME + r" ([0-9a-f]{64}) (-|\1" + MOVED + r") (-|[0-9a-f]{64})", re.ASCII)
+FOLDERS_LINE = re.compile(r"folders (\d{1,2})", re.ASCII)
+UNFINISHED = re.compile(r"(?:{}|tunnel-install\.txt)\.tunnel-new".format(NAME), re.ASCII)
+OURS_OR_MOVED = re.compile(NAME + MOVED + "?", re.ASCII)
+
 PRODUCTS = ("Mathematica", "Wolfram")  # from 14.1 on the second
 FOLDERS = ("FrontEnd", "Kernel")
 SHARE = "/usr/share/"  # where base directories are on Linux
@@ -54,6 +66,7 @@ SHARE = "/usr/share/"  # where base directories are on Linux
 #                                of what of ours it has replaced; - for none
 RECORD = "tunnel-install.txt"
 RECORD_TITLE = "# What install.py has put into this folder; by this it takes it away again."
+RECORD_BYTES = 1 << 16  # nothing behind these is read
 ASIDE = ".before-tunnel"
 NEW = ".tunnel-new"  # ends the name of a file while it is written
 
@@ -143,6 +156,8 @@ exit /b 69
 # A login may print whatever it likes before this begins: what counts are lines with the mark.
 REMOTE_SCRIPT = """\
 set -u
+LC_ALL=C
+export LC_ALL # a damaged record has any bytes in it
 trap '' PIPE # a connection that is cut leaves nothing half done
 task={task} dry={dry} digest={digest} mark='{mark}' code=0 any=
 
@@ -160,25 +175,30 @@ present() {{ [ -e "$1" ] || [ -h "$1" ]; }}
 ours() {{ [ -n "$1" ] && {{ [ "$1" = "$sha" ] || [ "$1" = "$former" ]; }}; }}
 digest_of() {{ if [ -f "$1" ]; then sha256 <"$1"; fi; }}
 
-# The record in $folder: sets source, sha, aside, former, levels.
+# The record in $folder: sets source, sha, aside, former, levels. What is not as it should be is passed over.
 look() {{
-    sha= former= aside= levels= source=$folder/{record}
-    if [ -f "$source" ]; then
-        set -- $(sed -n 's/^file tunnel[.]m //p' "$source")
-        sha=${{1-}} aside=${{2-}} former=${{3-}}
-        levels=$(sed -n 's/^folders //p' "$source")
-    else
-        source=
-    fi
-    case $levels in *[!0-9]* | '') levels=0 ;; esac
+    source=$folder/{record}
+    if [ ! -f "$source" ]; then source= sha= aside=- former= levels=0; return 1; fi
+    levels=$(text | sed -n 's/^folders \\([0-9]\\{{1,2\\}}\\)$/\\1/p')
+    sha='[0-9a-f]\\{{64\\}}' aside='tunnel[.]m{aside}[-0-9]*' former='[-0-9a-f]\\{{1,64\\}}'
+    set -- $(
+        text | sed -n -e "s/^file tunnel[.]m \\($sha - $former\\)$/\\1/p" \\
+            -e "s/^file tunnel[.]m \\($sha $aside $former\\)$/\\1/p"
+    )
+    sha=${{1-}} aside=${{2-}} former=${{3-}}
+    known=$(printf '%s\\n' '{title}' "folders $levels" "file tunnel.m $sha $aside $former")
+    {{ [ "$(text)" = "$known" ] || say "damaged: $source: {damaged}"; }} 2>/dev/null # a shell may complain of NULs
+    case $levels in [1-9] | [1-9][0-9]) ;; *) levels=0 ;; esac
     if [ -z "$aside" ] || ! present "$folder/$aside"; then aside=-; fi
-    [ -n "$source" ]
 }}
+text() {{ head -c {most} "$source"; }}
 
-# Remove folders that were made and are empty, $levels of them, from $folder upwards.
+# Remove folders that were made and are empty, $levels of them, from $folder upwards; none that holds the home.
 remove_folders() {{
     path=$folder
-    while [ "$levels" -gt 0 ] && rmdir "$path" 2>/dev/null; do
+    while [ "$levels" -gt 0 ]; do
+        case $HOME/ in "$path"/*) return ;; esac
+        rmdir "$path" 2>/dev/null || return
         levels=$((levels - 1)) path=${{path%/*}}
     done
 }}
@@ -191,6 +211,7 @@ give_up() {{
 
 install() {{
     look
+    there=$source
     old=$(digest_of "$file")
     if [ "$old" = "$digest" ]; then say "unchanged: $file"; return; fi
     if [ -n "$dry" ]; then say "would install: $file"; return; fi
@@ -201,7 +222,9 @@ install() {{
     done
     mkdir -p "$folder" || {{ fail "$file: the folder cannot be made"; return; }}
     # The folder that holds this one was made for the front end's part: it may go with whichever goes last.
-    if [ "$made" = 1 ] && grep -q '^folders [2-9]' "$1/FrontEnd/{record}" 2>/dev/null; then made=2; fi
+    source=$1/FrontEnd/{record}
+    if [ "$made" = 1 ] && [ -f "$source" ] && text | grep -q '^folders [2-9]$'; then made=2; fi
+    source=$there
     if [ "$made" -gt 0 ]; then levels=$made; fi
     content >"$file{new}" && chmod 644 "$file{new}"
     if [ "$(digest_of "$file{new}")" != "$digest" ]; then give_up "$file"; return; fi
@@ -235,7 +258,12 @@ uninstall() {{
     if [ -z "$dry" ]; then rm -f "$file{new}" "$folder/{record}{new}"; fi # of a run that was killed
     look || return 0
     any=yes
-    if present "$file" && ! ours "$(digest_of "$file")"; then
+    if [ -z "$sha" ]; then
+        for path in "$file" "$file{aside}"*; do
+            if present "$path"; then say "kept: $path: {unknown}"; fi
+        done
+        if [ -n "$dry" ]; then return; fi
+    elif present "$file" && ! ours "$(digest_of "$file")"; then
         if [ "$aside" != - ]; then aside="; what was there before is $aside"; else aside=; fi
         say "kept: $file: it has changed since it was installed$aside"
         if [ -n "$dry" ]; then return; fi
@@ -264,6 +292,14 @@ product() {{
     fi
 }}
 
+# One run at a time, as class Lock has it. Where there is no flock, as on macOS, nobody waits.
+wait_for_others() {{
+    if ! command -v flock >/dev/null 2>&1 || [ ! -d "$HOME" ] || [ ! -r "$HOME" ]; then return 0; fi
+    exec 9<"$HOME"
+    flock -n 9 2>/dev/null || flock -w {seconds} 9 2>/dev/null
+    [ $? != 1 ] # what else flock ends with means that nothing can be locked here
+}}
+
 absolute() {{ case $1 in /*) printf '%s' "$1" ;; *) printf '%s' "$PWD/$1" ;; esac; }}
 
 main() {{
@@ -272,6 +308,7 @@ main() {{
         return
     fi
     if [ -z "${{HOME-}}" ]; then fail "HOME is not set"; return; fi
+    wait_for_others || {{ fail "{busy}"; return; }}
     case $(uname -s) in
     Darwin) user=$HOME/Library/ system=/Library/ ;;
     *) user=$HOME/. system='{share}' ;;
@@ -289,6 +326,8 @@ main
 say end
 exit $code
 """
+LOCK_SECONDS = 60  # for so long one run waits for another
+BUSY = "another install.py has been at work for {} s; run this again when it has ended"
 MARK = "tunnel-install> "  # before each line that REMOTE_SCRIPT prints; "end" after the last
 
 
@@ -409,10 +448,15 @@ def front_end_files(source, platform, python):
 
 def loaded_files(folder):
     """The names of the files in ``folder`` that MAIN may load, with ``/`` in them."""
+    return [name for name in list_all(folder) if LOADED.fullmatch(name)]
+
+
+def list_all(folder):
+    """The names of what is in ``folder`` and in those within it that hold files of ours, with ``/`` in them."""
     names = list_folder(folder)
     for part in PARTS:
         names += [part + "/" + name for name in list_folder(os.path.join(folder, part))]
-    return [name for name in names if LOADED.fullmatch(name)]
+    return names
 
 
 def list_folder(path):
@@ -436,6 +480,14 @@ def read_source(folder, name):
 def read(path):
     with open(path, "rb") as stream:
         return stream.read()
+
+
+def read_record(path):
+    """What :data:`RECORD` has to say; it may be anything by now."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise OSError(errno.EINVAL, "is no file")  # reading it may never end
+    with open(path, "rb") as stream:
+        return stream.read(RECORD_BYTES).decode("utf-8", "replace")
 
 
 def digest(data):
@@ -498,28 +550,31 @@ class Entry(collections.namedtuple("Entry", "sha256 aside former")):
 
 class Record:
     """What was put into a folder: ``files``, entries by name, and ``levels``, how many folders were made for
-    it, from itself upwards. ``there`` is whether there is a file that says so."""
+    it, from itself upwards. ``there`` is whether there is a file that says so, ``damaged`` whether not all of that
+    file is as :meth:`save` writes it."""
 
     def __init__(self, folder):
         """:raises OSError: there is a record, and it cannot be read"""
-        self.folder, self.files, self.levels = folder, {}, 0
+        self.folder, self.files, self.levels, self.damaged = folder, {}, 0, False
         self.there = os.path.lexists(self.path(RECORD))
         if self.there:
-            self._understand(read(self.path(RECORD)))
-        for name, entry in self.files.items():
-            if entry.aside and not os.path.lexists(self.path(entry.aside)):
-                self.files[name] = entry._replace(aside=None)
+            self._understand(read_record(self.path(RECORD)))
 
     def path(self, name):
         return os.path.join(self.folder, name)
 
-    def _understand(self, data):
-        for line in data.decode("utf-8", "replace").splitlines():
-            words = [None if word == "-" else word for word in line.split()]
-            if words[:1] == ["folders"] and len(words) == 2 and words[1].isdigit():
-                self.levels = int(words[1])
-            elif words[:1] == ["file"] and len(words) == 5:
-                self.files[words[1]] = Entry(*words[2:])
+    def _understand(self, text):
+        lines = text.split("\n")
+        folders = FOLDERS_LINE.fullmatch(lines[1]) if len(lines) > 1 else None
+        self.levels = int(folders.group(1)) if folders else 0
+        for line in lines:
+            words = FILE_LINE.fullmatch(line)
+            if words:
+                name, sha256, aside, former = (None if word == "-" else word for word in words.groups())
+                aside = aside if aside and os.path.lexists(self.path(aside)) else None
+                self.files[name] = Entry(sha256, aside, former)
+        whole = lines[0] == RECORD_TITLE and folders and self.files and lines[-1] == ""
+        self.damaged = not whole or len(lines) != len(self.files) + 3
 
     def save(self, files, levels):
         """Write it with these; only then they count."""
@@ -535,12 +590,13 @@ class Record:
 class Folder:
     """One folder that is installed to.
 
+    :param home: that of the user; it is never removed, nor what holds it
     :param say: called with one line for each thing done
     :param shared: whether it is for all users of the machine
     """
 
-    def __init__(self, path, say, dry_run=False, shared=False):
-        self.path, self.say, self.dry_run, self.shared = path, say, dry_run, shared
+    def __init__(self, path, home, say, dry_run=False, shared=False):
+        self.path, self.home, self.say, self.dry_run, self.shared = path, home, say, dry_run, shared
         self.failed = False
         self.found = False  # anything to uninstall
         self.left = []  # folders that may go, once all is uninstalled
@@ -582,6 +638,8 @@ class Folder:
 
     def read_record(self):
         self.record = Record(self.path)
+        if self.record.damaged:
+            self.say("damaged: {}: {}".format(self.file(RECORD), DAMAGED))
 
     def make(self):
         """Make the folder, and those that hold it."""
@@ -626,6 +684,10 @@ class Folder:
         self.found = True
         for name in sorted(self.record.files):
             self.attempt(name, self.take_away, name)
+        for name in self._names():
+            match = OURS_OR_MOVED.fullmatch(name)
+            if match and match.group(1) not in self.record.files:
+                self.say("kept: {}: {}".format(self.file(name), UNKNOWN))
         if not self.dry_run and not self.failed:
             self.attempt(RECORD, self._forget)
 
@@ -650,22 +712,29 @@ class Folder:
 
     def remove_unfinished(self):
         """What a run that was killed has left."""
-        for path in [self.path] + self.parts():
-            for name in list_folder(path):
-                if name.endswith(NEW):
-                    os.remove(os.path.join(path, name))
-                    self.left = self.inner_folders()
+        for name in self._names():
+            if UNFINISHED.fullmatch(name):
+                os.remove(self.file(name))
+                self.left = self.inner_folders()
+
+    def _names(self):
+        return [name for name in list_all(self.path) if not self.leads_elsewhere(name)]
 
     def _forget(self):
         os.remove(self.file(RECORD))
         self.left = self.inner_folders() + self.levels(self.record.levels)
 
     def levels(self, count):
-        """This folder, the one that holds it, and so on: ``count`` paths."""
-        paths = [self.path]
-        while len(paths) < count:
-            paths.append(os.path.dirname(paths[-1]))
-        return paths[:count]
+        """This folder, the one that holds it, and so on: ``count`` paths, none of which holds the home."""
+        paths, path = [], self.path
+        while len(paths) < count and not self._holds_home(path):
+            paths.append(path)
+            path = os.path.dirname(path)
+        return paths
+
+    def _holds_home(self, path):
+        home = os.path.join(os.path.abspath(self.home), "") if self.home else ""
+        return home.startswith(os.path.join(path, ""))
 
 
 class Change(collections.namedtuple("Change", "file entry aside")):
@@ -891,6 +960,71 @@ def remote_host(text):
     return there
 
 
+class Lock:
+    """What one run of install.py holds while it looks at and changes what is installed for a home: all others wait
+    for it. It goes with its process. Where nothing can be locked nobody waits.
+
+    :param folder: the home; nothing in it changes by this
+    :param say: called with one line when this has to wait
+    """
+
+    def __init__(self, folder, say):
+        self.folder, self.say = folder, say
+        self.held = None  # a descriptor of the folder, on Windows the handle of a mutex
+
+    def __enter__(self):
+        """:raises Fatal: another run has held it for too long"""
+        take = self._take_mutex if os.name == "nt" else self._take_folder
+        if take(0):
+            return
+        self.say("waiting: another install.py is at work")
+        if not take(LOCK_SECONDS):
+            self.__exit__()
+            raise tunnel.Fatal(BUSY.format(LOCK_SECONDS), 1)
+
+    def __exit__(self, *error):
+        if os.name == "nt":
+            import ctypes
+
+            ctypes.windll.kernel32.ReleaseMutex(ctypes.c_void_p(self.held))
+            ctypes.windll.kernel32.CloseHandle(ctypes.c_void_p(self.held))
+        elif self.held is not None:
+            os.close(self.held)
+
+    def _take_folder(self, seconds):
+        """Whether the lock could be had within ``seconds``, or cannot be had at all."""
+        import fcntl
+        import signal
+
+        def give_up(*_):
+            raise BlockingIOError
+
+        before = signal.signal(signal.SIGALRM, give_up)
+        try:
+            try:
+                self.held = os.open(self.folder, os.O_RDONLY) if self.held is None else self.held
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+                fcntl.flock(self.held, fcntl.LOCK_EX if seconds else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # the folder cannot be opened, or its file system has no locks
+        return True
+
+    def _take_mutex(self, seconds):
+        """Whether the mutex could be had within ``seconds``, or cannot be had at all."""
+        import ctypes
+
+        kernel32 = ctypes.windll.kernel32
+        kernel32.CreateMutexW.restype = ctypes.c_void_p
+        self.held = self.held or kernel32.CreateMutexW(None, False, "tunnel-install")
+        ended = kernel32.WaitForSingleObject(ctypes.c_void_p(self.held), int(seconds * 1000))
+        return ended != 0x102  # WAIT_TIMEOUT
+
+
 class Output:
     """Standard output, line by line. When it has nowhere to go, the work goes on without."""
 
@@ -949,9 +1083,10 @@ class Installer:
             return 0
         if self.options.remote:
             return self.run_remote(self.options.remote)
-        home = self.home or home_directory(self.platform, self.environ)
-        bases = base_directories(self.platform, self.environ, home)
-        folders = self.uninstall(bases) if self.options.uninstall else self.install(bases)
+        self.home = self.home or home_directory(self.platform, self.environ)
+        bases = base_directories(self.platform, self.environ, self.home)
+        with Lock(self.home or tempfile.gettempdir(), self.say):
+            folders = self.uninstall(bases) if self.options.uninstall else self.install(bases)
         return 1 if any(folder.failed for folder in folders) else 0
 
     def folders(self, bases, name, shared=False):
@@ -961,7 +1096,7 @@ class Installer:
         for base in bases:
             path = os.path.abspath(base + separator + name)
             distinct.setdefault(os.path.realpath(path), path)
-        return [Folder(path, self.say, self.options.dry_run, shared) for path in distinct.values()]
+        return [Folder(path, self.home, self.say, self.options.dry_run, shared) for path in distinct.values()]
 
     def uninstall(self, bases):
         folders = []
@@ -1049,6 +1184,11 @@ class Installer:
             share=SHARE,
             record=RECORD,
             title=RECORD_TITLE,
+            most=RECORD_BYTES,
+            damaged=DAMAGED,
+            unknown=UNKNOWN,
+            seconds=LOCK_SECONDS,
+            busy=BUSY.format(LOCK_SECONDS),
             aside=ASIDE,
             new=NEW,
         )

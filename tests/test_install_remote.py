@@ -199,7 +199,7 @@ def test_a_script_that_arrives_in_part_does_nothing(login):
 def test_the_remote_side_says_what_it_needs_and_what_failed(login, tmp_path):
     bare = tmp_path / "bare"
     bare.mkdir()
-    for name in ("sh", "env", "cat", "sed", "cut", "uname", "mkdir", "rmdir", "rm", "mv", "chmod", "grep"):
+    for name in ("sh", "env", "cat", "sed", "cut", "uname", "mkdir", "rmdir", "rm", "mv", "chmod", "grep", "head"):
         (bare / name).symlink_to(shutil.which(name))
     assert login.remote(KERNEL_PATH=str(bare)) == 1
     assert login.said == ["failed: one of sha256sum, shasum and openssl has to be there"]
@@ -223,7 +223,22 @@ def test_the_remote_side_makes_do_with_another_tool(login, tmp_path, tool):
         pytest.skip("needs " + tool)
     bare = tmp_path / "bare"
     bare.mkdir()
-    names = ["sh", "env", "cat", "sed", "cut", "uname", "mkdir", "rmdir", "rm", "mv", "chmod", "grep", "perl"]
+    names = [
+        "sh",
+        "env",
+        "cat",
+        "sed",
+        "cut",
+        "uname",
+        "mkdir",
+        "rmdir",
+        "rm",
+        "mv",
+        "chmod",
+        "grep",
+        "head",
+        "perl",
+    ]
     for name in [each for each in names + [tool] if shutil.which(each)]:
         (bare / name).symlink_to(shutil.which(name))
     assert login.remote(KERNEL_PATH=str(bare)) == 0

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from rig import installing
-from rig.installing import Home, Login, killed_after, tree
+from rig.installing import LOADED, Home, Login, killed_after, tree, version
 
 import install
 
@@ -28,15 +28,6 @@ def login(tmp_path):
 
 
 # What tunnel.py loads when it is needed; the folder is a package with or without an __init__.py.
-LOADED = ["tunnel_relay.py", "tunnel_lib/__init__.py", "tunnel_lib/names.py", "tunnel_lib/sent/wire.py"]
-
-
-def version(folder, text, *loaded):
-    """A Tunnel whose scripts say ``text`` and nothing else."""
-    for name in ("tunnel.py", "tunnel_sub.py", "tunnel.m") + (loaded or tuple(LOADED)):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("# {}\n".format(text))
-    return folder
 
 
 def look_at(folder, names):

@@ -123,3 +123,14 @@ def killed_after(number, action):
         action()
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0
+
+
+LOADED = ["tunnel_relay.py", "tunnel_lib/__init__.py", "tunnel_lib/names.py", "tunnel_lib/sent/wire.py"]
+
+
+def version(folder, text, *loaded):
+    """A Tunnel whose scripts say ``text`` and nothing else."""
+    for name in ("tunnel.py", "tunnel_sub.py", "tunnel.m") + (loaded or tuple(LOADED)):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("# {}\n".format(text))
+    return folder
