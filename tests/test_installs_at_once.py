@@ -10,7 +10,7 @@ import threading
 import time
 
 import pytest
-from rig import installing
+from rig import installing, product
 from rig.installing import INSTALL, LOADED, OLD, Home, Login, copy_of_tunnel, tree, version
 
 import install
