@@ -50,7 +50,7 @@ def test_nothing_is_lost_or_doubled_over_connections_cut_at_random():
             pair.connect()
         pair.settle()
         assert pair.near.kept == pair.far.kept == pair.near.queued == 0, seed
-        assert not pair.near.unacked and not pair.far.unacked, seed
+        assert not pair.near.unconfirmed and not pair.far.unconfirmed, seed
 
 
 @pytest.mark.parametrize("direction", ["near to far", "far to near"])
@@ -333,7 +333,7 @@ def test_corrupt_input_raises_one_error_only_and_stays_in_bounds():
                 pass
         except WireError as error:
             assert error.text and "\n" not in error.text
-        assert len(pair.near.rest) <= HEAD_LENGTH + BODY + SUM.size
+        assert len(pair.near.frames.rest) <= HEAD_LENGTH + BODY + SUM.size
 
 
 def test_hostile_frames_raise_one_error_only(monkeypatch):

@@ -233,7 +233,7 @@ class Keeper:
             self.dismiss(guest)
 
     def _lost(self, _):
-        self.used = self.used or self.wire.acked > 0
+        self.used = self.used or self.wire.confirmed > 0
         unheard = self.line.silent and not self.used  # what is said here does not get there
         self.dismiss(self.guest, UNHEARD if unheard else 0)
         self.guest = None

@@ -229,7 +229,7 @@ class Line:
             self._await_goodbye()
         elif not self.closed:
             self.flush()
-            if self.wire.received > self.wire.told and self.ack_timer is None:
+            if self.wire.received > self.wire.acknowledged and self.ack_timer is None:
                 self.ack_timer = self.loop.after(ACK_SECONDS, self._acknowledge)
 
     def _await_goodbye(self):

@@ -58,6 +58,81 @@ def head(kind, channel, number, acknowledged, length):
     return start + SUM.pack(crc32(start))
 
 
+class FrameReader:
+    """Cuts what arrives after a hello into frames.
+
+    :param known: the kinds of frames that the other side may send
+    :param on_frame: called with kind, channel, number, acknowledged number and body of each frame, in the order of
+        the frames, from within :meth:`feed`. The body is valid during the call only. The call may :meth:`stop`
+        this reader, which then hands out nothing more.
+    """
+
+    def __init__(self, known, on_frame):
+        self.known, self.on_frame = known, on_frame
+        self.rest, self.need = bytearray(), 0  # the beginning of a frame, and how long it is to be
+        self.stopped = False
+
+    def stop(self):
+        """The connection is no more."""
+        self.stopped = True
+
+    def feed(self, view):
+        """Take the next bytes.
+
+        :raises WireError: they are no frame, or one of a kind that the other side may not send
+        """
+        at, end = 0, len(view)
+        while at < end and not self.stopped:
+            if self.rest:
+                # Only the frame that reads have cut in two is copied.
+                more = min(self.need - len(self.rest), end - at)
+                self.rest += view[at : at + more]
+                at += more
+                if len(self.rest) == self.need:
+                    self._feed_cut_frame()
+                continue
+            if view[at] == 10:
+                at += 1
+                continue
+            size = self._size(view, at, end)
+            if size is None or at + size > end:
+                self.rest += view[at:end]
+                self.need = size or HEAD_LENGTH
+                return
+            self._hand_out(view[at : at + size])
+            at += size
+
+    def _feed_cut_frame(self):
+        self.need = self._size(self.rest, 0, len(self.rest)) or HEAD_LENGTH
+        if len(self.rest) == self.need:
+            frame, self.rest = memoryview(bytes(self.rest)), bytearray()
+            self._hand_out(frame)
+
+    def _size(self, view, at, end):
+        """How many bytes the frame that begins at ``at`` has, all told; None while its head is not complete.
+
+        :raises WireError: no frame begins like this
+        """
+        start = bytes(view[at : min(end, at + HEAD_LENGTH)])
+        if start[0] not in self.known:
+            raise WireError("a message of unknown kind 0x{:02x} has arrived".format(start[0]))
+        if len(start) < HEAD_LENGTH:
+            return None
+        if SUM.unpack_from(start, HEADER.size)[0] != crc32(start[: HEADER.size]):
+            raise WireError("bytes have arrived that are no message: {!r}".format(start[:40]))
+        length = HEADER.unpack_from(start)[4]
+        if length > BODY:
+            raise WireError("a message of {} bytes has arrived, over the limit".format(length))
+        return HEAD_LENGTH + (length + SUM.size if length else 0)
+
+    def _hand_out(self, frame):
+        body = frame[HEAD_LENGTH : max(HEAD_LENGTH, len(frame) - SUM.size)]
+        if body and frame[len(frame) - SUM.size :] != frame[HEADER.size : HEAD_LENGTH]:
+            raise WireError("bytes have been put into a message, or are missing from it")
+        kind, channel, number, acknowledged, _ = HEADER.unpack_from(frame)
+        self.on_frame(kind, channel, number, acknowledged, body)
+
+
 class Wire:
     """Numbered frames, of which none is lost or doubled, over connections that come and go. It does no input and
     output: bytes that have arrived are fed to it, and what it wants written is pulled from it.
@@ -65,6 +140,15 @@ class Wire:
     :param side: ``near`` or ``far``
     :param pace: the longest time, in seconds, between two looks at the clocks
     :param patience: for how many seconds the other side may be silent; by default as long as a network may be
+
+    Called back, each to be set by the owner:
+
+    - ``on_noise(bytes)``, ``on_hello(facts)``, ``on_frame(kind, channel, body)``: what :meth:`feed` finds, from
+      within that; each may send, and attach or detach this wire
+    - ``on_settled()``: the other side has acknowledged all that was sent; from within :meth:`feed`; may send
+    - ``on_room()``: sources may send again after :attr:`room` has been denied; from within :meth:`feed` and
+      :meth:`wrote`; may send
+    - ``on_output()``: there is something to pull; from within :meth:`flush`; may pull, attach and detach
     """
 
     def __init__(self, side, pace=PING_SECONDS, clock=time.monotonic, wall=time.time, patience=None):
@@ -72,16 +156,18 @@ class Wire:
         self.patience = patience
         self.heard_kinds = SENDS["far" if side == "near" else "near"]
         self.on_frame = self.on_hello = self.on_noise = self.on_room = self.on_output = self.on_settled = nothing
-        self.queue, self.unacked = deque(), deque()  # not yet written on this connection, and written
+        self.queue, self.unconfirmed = deque(), deque()  # not yet written on this connection, and written
         self.kept = self.queued = 0  # bytes in both, and in the queue alone
-        self.acked = self.received = self.told = 0
+        # Numbers of frames: the last one of this side that the other side has acknowledged; the last one of the
+        # other side that has arrived; and, of those, the last one that this side has acknowledged.
+        self.confirmed = self.received = self.acknowledged = 0
         self.waiting = False  # whether sources have been told to wait
-        self.connection = 0  # counts them
-        self.reader = None
         self._reset()
 
     def _reset(self):
-        self.out, self.rest, self.need = [], bytearray(), 0
+        self.out = []
+        self.hellos = HelloReader("far" if self.side == "near" else "near")
+        self.frames = FrameReader(self.heard_kinds, self._frame)
         self.ready = self.greeted = False
         self.want = set()
         self.unsaid_frames = self.unsaid_bytes = 0
@@ -120,27 +206,28 @@ class Wire:
         :param fresh: whether frames may go out before the other side's hello, since it cannot have any
         """
         self.detach()
-        self.reader = HelloReader("far" if self.side == "near" else "near")
         self.out = [before + hello(self.side, dict(facts, received=self.received)) + after]
-        self.ready = fresh and not self.acked
+        self.ready = fresh and not self.confirmed
         if other is not None:
             self._greet(other)
 
     def detach(self):
         """The connection is no more."""
-        self.connection += 1
-        self.queue.extendleft(reversed(self.unacked))
-        self.unacked.clear()
+        self.frames.stop()
+        self.queue.extendleft(reversed(self.unconfirmed))
+        self.unconfirmed.clear()
         self.queued = self.kept
         self._reset()
 
     def _greet(self, facts):
         count = facts.get("received", 0)
-        if not self.acked <= count <= self.acked + len(self.unacked) + len(self.queue):
+        if not self.confirmed <= count <= self.confirmed + len(self.unconfirmed) + len(self.queue):
             text = "the other side claims to have {} messages of this session; {} to {} are possible"
-            raise WireError(text.format(count, self.acked, self.acked + len(self.unacked) + len(self.queue)))
-        written = self.unacked if self.ready else self.queue
-        if count - self.acked > len(written):
+            raise WireError(
+                text.format(count, self.confirmed, self.confirmed + len(self.unconfirmed) + len(self.queue))
+            )
+        written = self.unconfirmed if self.ready else self.queue
+        if count - self.confirmed > len(written):
             raise WireError("the other side claims to have messages that were never sent")
         self._drop(count, written)
         self.greeted = self.ready = True
@@ -148,12 +235,12 @@ class Wire:
         self.wall, self.deadline = self.wall_clock(), self.now + (self.patience or DEAD_SECONDS)
 
     def _drop(self, count, frames):
-        for _ in range(count - self.acked):
+        for _ in range(count - self.confirmed):
             size = len(frames.popleft()[2]) + COST
             self.kept -= size
             if frames is self.queue:
                 self.queued -= size
-        self.acked = count
+        self.confirmed = count
 
     def pull(self):
         """Buffers to write, at most some 320 KiB; :meth:`wrote` then says how much of it went out."""
@@ -164,18 +251,18 @@ class Wire:
                 if kind in self.want:
                     self.out.append(head(kind, 0, 0, self.received, 0))
             self.want.clear()
-            size, number = 0, self.acked + len(self.unacked)
+            size, number = 0, self.confirmed + len(self.unconfirmed)
             while self.ready and self.queue and size < READ and len(self.out) < VECTOR:
                 frame = self.queue.popleft()
                 kind, channel, body = frame
-                self.unacked.append(frame)
+                self.unconfirmed.append(frame)
                 number += 1
                 start = head(kind, channel, number, self.received, len(body))
                 self.out += [start, body, start[HEADER.size :]] if body else [start]
                 size += len(body) + COST
             self.queued -= size
             if self.out:
-                self.told, self.unsaid_frames, self.unsaid_bytes = self.received, 0, 0
+                self.acknowledged, self.unsaid_frames, self.unsaid_bytes = self.received, 0, 0
                 if not self.queue or not self.ready:
                     self.out.append(b"\n")
         return self.out
@@ -196,84 +283,33 @@ class Wire:
     # -- receiving
 
     def feed(self, data):
-        """Take bytes that have arrived; call ``on_noise(bytes)``, ``on_hello(facts)`` and
-        ``on_frame(kind, channel, body)`` for what is in them. A body is valid during the call only.
+        """Take bytes that have arrived, and call back for what is in them. A body is valid during the call only.
 
         :raises WireError: what has arrived cannot be
         """
-        connection = self.connection
+        frames = self.frames
         self.heard = self.clock()
         if self.greeted:
             self.deadline = self.heard + (self.patience or DEAD_SECONDS)
         else:
-            noise, facts, data = self.reader.feed(data)
+            noise, facts, data = self.hellos.feed(data)
             if noise:
                 self.on_noise(noise)
-            if facts is None or connection != self.connection:
+            if facts is None or frames.stopped:
                 return
-            self.reader = None
             if "error" not in facts:
                 self._greet(facts)
             self.on_hello(facts)
-        self._parse(memoryview(data), connection)
+        frames.feed(memoryview(data))
         if self.unsaid_frames >= ACK_FRAMES or self.unsaid_bytes >= ACK_BYTES:
             self.want.add(ACK)
         self._look_for_room()
 
-    def _parse(self, view, connection):
-        at, end = 0, len(view)
-        while at < end and connection == self.connection:
-            if self.rest:
-                # Only the frame that reads have cut in two is copied.
-                more = min(self.need - len(self.rest), end - at)
-                self.rest += view[at : at + more]
-                at += more
-                if len(self.rest) == self.need:
-                    self._cut_frame()
-                continue
-            if view[at] == 10:
-                at += 1
-                continue
-            size = self._size(view, at, end)
-            if size is None or at + size > end:
-                self.rest += view[at:end]
-                self.need = size or HEAD_LENGTH
-                return
-            self._frame(view[at : at + size])
-            at += size
-
-    def _cut_frame(self):
-        self.need = self._size(self.rest, 0, len(self.rest)) or HEAD_LENGTH
-        if len(self.rest) == self.need:
-            frame, self.rest = memoryview(bytes(self.rest)), bytearray()
-            self._frame(frame)
-
-    def _size(self, view, at, end):
-        """How many bytes the frame that begins at ``at`` has, all told; None while its head is not complete.
-
-        :raises WireError: no frame begins like this
-        """
-        start = bytes(view[at : min(end, at + HEAD_LENGTH)])
-        if start[0] not in self.heard_kinds:
-            raise WireError("a message of unknown kind 0x{:02x} has arrived".format(start[0]))
-        if len(start) < HEAD_LENGTH:
-            return None
-        if SUM.unpack_from(start, HEADER.size)[0] != crc32(start[: HEADER.size]):
-            raise WireError("bytes have arrived that are no message: {!r}".format(start[:40]))
-        length = HEADER.unpack_from(start)[4]
-        if length > BODY:
-            raise WireError("a message of {} bytes has arrived, over the limit".format(length))
-        return HEAD_LENGTH + (length + SUM.size if length else 0)
-
-    def _frame(self, frame):
-        body = frame[HEAD_LENGTH : max(HEAD_LENGTH, len(frame) - SUM.size)]
-        if body and frame[len(frame) - SUM.size :] != frame[HEADER.size : HEAD_LENGTH]:
-            raise WireError("bytes have been put into a message, or are missing from it")
-        kind, channel, number, acked, _ = HEADER.unpack_from(frame)
-        if acked != self.acked:
-            if not self.acked < acked <= self.acked + len(self.unacked):
-                raise WireError("the other side acknowledges message {}, which was not sent".format(acked))
-            self._drop(acked, self.unacked)
+    def _frame(self, kind, channel, number, confirmed, body):
+        if confirmed != self.confirmed:
+            if not self.confirmed < confirmed <= self.confirmed + len(self.unconfirmed):
+                raise WireError("the other side acknowledges message {}, which was not sent".format(confirmed))
+            self._drop(confirmed, self.unconfirmed)
             if not self.kept:
                 self.on_settled()
         if kind in NUMBERED:
@@ -290,7 +326,7 @@ class Wire:
 
     def acknowledge(self):
         """Whether there is something to acknowledge; it is then put out."""
-        if self.received > self.told:
+        if self.received > self.acknowledged:
             self.want.add(ACK)
         return ACK in self.want
 
