@@ -41,6 +41,11 @@ class Channels:
         self.wire.send(CONTROL, 0, json.dumps(message).encode("ascii"))
         self.wire.flush()
 
+    def text(self, kernel, data):
+        """Pass on what a kernel prints."""
+        self.wire.send(TEXT, kernel, data)
+        self.wire.flush()
+
     def of(self, kernel):
         return [stream for stream in self.streams.values() if stream.kernel == kernel]
 
@@ -285,13 +290,13 @@ class Stream:
 
     def _renew(self):
         """Give the other side new credit when it has used up half of what it had."""
-        left = self.allowance + self.held
-        if left > self.window // 2 or self.got_finish or self.gone:
+        unused = self.allowance + self.held
+        if unused > self.window // 2 or self.got_finish or self.gone:
             return
         self.window = self.channels.window()
-        if self.window > left:
-            self.wire.send(CREDIT, self.number, struct.pack(">I", self.window - left))
-            self.allowance += self.window - left
+        if self.window > unused:
+            self.wire.send(CREDIT, self.number, struct.pack(">I", self.window - unused))
+            self.allowance += self.window - unused
 
     def _look_whether_over(self):
         if self.sent_finish and self.got_finish and not self.inbox and not self.gone:

@@ -64,10 +64,14 @@ class Far:
             raise WireError("a kernel is to be started through {!r:.40}".format(via))
         self.loop.cancel(self.timer)
         self.timer = None
-        kernel = self.kernels[number] = Job(self, number, via) if via else KernelProcess(self, number)
+        common = self.loop, self.channels, number
+        if via:
+            kernel = Job(*common, via, self.limits, self.parcel, self._ended)
+        else:
+            kernel = KernelProcess(*common, self.limits, self._ended)
+        self.kernels[number] = kernel
         if self.over:
-            kernel.say("the session is over: no kernel is started any more")
-            kernel._exited(126)
+            kernel.decline("the session is over: no kernel is started any more")
         else:
             kernel.start(argv, count)
 
@@ -80,10 +84,8 @@ class Far:
 
     def _change(self, stream):
         kernel = self.kernels.get(stream.kernel)
-        if kernel and stream.number not in self.channels.streams:
-            kernel.ends.pop(stream, None)
-        if kernel and kernel.code is not None:
-            kernel.look_whether_over()
+        if kernel:
+            kernel.changed(stream)
 
     def end(self):
         """Hang up on all kernels; when they are gone, that is all."""
@@ -98,7 +100,7 @@ class Far:
         for kernel in list(self.kernels.values()):
             kernel.reap()
 
-    def ended(self, kernel):
+    def _ended(self, kernel):
         del self.kernels[kernel.number]
         self.channels.control(told="ended", kernel=kernel.number, code=kernel.code)
         self._look_whether_over()

@@ -6,7 +6,7 @@ import struct
 from collections import deque
 
 from .line import BUFFER
-from .wire import BODY, READ, TEXT, nothing
+from .wire import BODY, READ, nothing
 
 SMALL_WRITE = (
     4096  # bytes; a peer that writes less at once, and again, may be waiting for the first to be acknowledged
@@ -350,13 +350,20 @@ def raise_limits():
 
 
 class KernelProcess:
-    """One kernel of the far end: its listeners, its terminal, its sockets, its end."""
+    """One kernel of the far end: its listeners, its terminal, its sockets, its end.
 
-    def __init__(self, far, number):
-        self.far, self.loop, self.channels, self.number = far, far.loop, far.channels, number
+    :param channels: those to the launcher
+    :param limits: the limits on open files that the kernel shall have
+    :param on_ended: called once with this kernel when it has ended and all its data has been sent, from within
+        the loop's steps or a call of the owner's; it may call nothing here any more
+    """
+
+    def __init__(self, loop, channels, number, limits, on_ended):
+        self.loop, self.channels, self.number = loop, channels, number
+        self.limits, self.on_ended = limits, on_ended
         self.listeners, self.ends = [], {}  # the socket of each channel
         self.path = self.pid = self.terminal = self.verdict = self.code = self.killer = self.drain = None
-        self.printed, self.left_out, self.tail = 0, 0, b""
+        self.printed, self.omitted, self.tail = 0, 0, b""
         self.counts, self.unwanted = {}, False
 
     def start(self, argv, count):
@@ -372,19 +379,22 @@ class KernelProcess:
                 argv = argv[:1] + [word.replace("{{{}}}".format(position), str(port)) for word in argv[1:]]
             self.channels.control(told="ports", kernel=self.number, ports=ports)
             argv = [expanded(argv[0])] + argv[1:]
-            self.pid, self.terminal, self.verdict = spawn_in_terminal(argv, self.far.limits)
+            self.pid, self.terminal, self.verdict = spawn_in_terminal(argv, self.limits)
         except OSError as error:
-            self.say("the kernel cannot be started: {}".format(error.strerror or error))
-            self._exited(126)
+            self.decline("the kernel cannot be started: {}".format(error.strerror or error))
             return
         os.set_blocking(self.terminal, False)
         self.loop.readers[self.terminal] = self._print
         self.path = argv[0]
         self.loop.readers[self.verdict] = self._judge
 
+    def decline(self, text):
+        """Start nothing, and say why."""
+        self.say(text)
+        self._exited(126)
+
     def say(self, text):
-        self.channels.wire.send(TEXT, self.number, text.encode("utf-8", "replace")[: BODY - 1] + b"\n")
-        self.channels.wire.flush()
+        self.channels.text(self.number, text.encode("utf-8", "replace")[: BODY - 1] + b"\n")
 
     def _judge(self):
         """Whether the program runs."""
@@ -408,25 +418,24 @@ class KernelProcess:
             data = b""  # EIO: nobody has the terminal any more
         if not data:
             self._close_terminal()
-            self.look_whether_over()
+            self._look_whether_over()
             return
         shown = data[: max(0, TEXT_LIMIT - self.printed)]
         self.printed += len(data)
         if shown:
-            self.channels.wire.send(TEXT, self.number, shown)
-            self.channels.wire.flush()
+            self.channels.text(self.number, shown)
         self.tail = (self.tail + data[len(shown) :])[-TEXT_TAIL:]
-        self.left_out += len(data) - len(shown)
+        self.omitted += len(data) - len(shown)
 
     def _close_terminal(self):
         if self.terminal is not None:
             self.loop.readers.pop(self.terminal, None)
             os.close(self.terminal)
             self.terminal = None
-        if self.left_out:
-            text = "\n[{} bytes are left out]\n".format(self.left_out - len(self.tail)).encode("ascii")
-            self.channels.wire.send(TEXT, self.number, text + self.tail)
-            self.left_out = 0
+        if self.omitted:
+            text = "\n[{} bytes are left out]\n".format(self.omitted - len(self.tail)).encode("ascii")
+            self.channels.text(self.number, text + self.tail)
+            self.omitted = 0
 
     def _accept(self, position):
         listener = self.listeners[position]
@@ -473,6 +482,13 @@ class KernelProcess:
         self.ends[stream] = end
         join(end, stream)
 
+    def changed(self, stream):
+        """A channel to the launcher has changed: something has been sent, or it has been given up."""
+        if stream.number not in self.channels.streams:
+            self.ends.pop(stream, None)
+        if self.code is not None:
+            self._look_whether_over()
+
     def hang_up(self):
         """End the kernel: it gets a SIGHUP, as from a terminal that is gone, and has 5 s. (The WSTP library
         catches SIGTERM.)"""
@@ -515,7 +531,7 @@ class KernelProcess:
         self.listeners = []
         self.channels.control(told="exit", kernel=self.number, code=self.code)
         self.drain = self.loop.after(DRAIN_SECONDS, self._stop_draining)
-        self.look_whether_over()
+        self._look_whether_over()
 
     def _stop_draining(self):
         """What has said nothing since the last look, though it was listened to, is not waited for; nor is anything
@@ -529,9 +545,9 @@ class KernelProcess:
             self.counts[stream] = end.count
         self._close_terminal()
         self.drain = self.loop.after(DRAIN_SECONDS / 2, self._stop_draining)
-        self.look_whether_over()
+        self._look_whether_over()
 
-    def look_whether_over(self):
+    def _look_whether_over(self):
         """The kernel's end is told when all its data has been sent."""
         if self.code is None or self.pid is not None or self.terminal is not None or self.drain is None:
             return
@@ -542,4 +558,4 @@ class KernelProcess:
         for end in self.ends.values():
             end.close()
         self.channels.drop(self.number)
-        self.far.ended(self)
+        self.on_ended(self)

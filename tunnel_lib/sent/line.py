@@ -110,6 +110,31 @@ class PollLoop:
             del self.names[number]
 
 
+class NamedTimers:
+    """Timers with names, of which each runs once at a time."""
+
+    def __init__(self, loop):
+        self.loop, self.running = loop, {}
+
+    def __contains__(self, name):
+        return name in self.running
+
+    def within(self, name, seconds, action):
+        """Have ``action()`` called unless the timer is disarmed, or set again, before."""
+        self.disarm(name)
+
+        def act():
+            del self.running[name]
+            action()
+
+        self.running[name] = self.loop.after(seconds, act)
+
+    def disarm(self, *names):
+        """Stop timers; without names, all."""
+        for name in names or list(self.running):
+            self.loop.cancel(self.running.pop(name, None))
+
+
 BUFFER = memoryview(bytearray(READ))  # one for all that is read: what is left of it is copied
 
 
@@ -146,7 +171,7 @@ class Line:
             else:
                 each.setblocking(False)
         wire.on_output = self.flush
-        loop.readers[source] = self._read
+        loop.readers[source] = self.read
         self._tick()
 
     def close(self):
@@ -181,7 +206,8 @@ class Line:
             return os.readv(self.source, [BUFFER])
         return self.source.recv_into(BUFFER)
 
-    def _read(self):
+    def read(self):
+        """Take what has arrived."""
         try:
             count = self._take()
         except (BlockingIOError, InterruptedError):
