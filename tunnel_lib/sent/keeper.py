@@ -90,10 +90,14 @@ def remove(path):
 
 
 class Guest:
-    """One login: the bootstrap's end of a Unix socket, and the descriptors that it hands over."""
+    """One login: the door's end of a Unix socket, and the descriptors that it hands over.
 
-    def __init__(self, keeper, connection):
-        self.keeper, self.loop, self.socket = keeper, keeper.loop, connection
+    :param on_words: called with this guest and what it says of itself, a line each; may :meth:`close` it
+    :param on_gone: called once with this guest when the login's process has ended; may :meth:`close` it
+    """
+
+    def __init__(self, loop, connection, on_words, on_gone):
+        self.loop, self.socket, self.on_words, self.on_gone = loop, connection, on_words, on_gone
         self.data, self.descriptors = b"", []
         connection.setblocking(False)
         self.loop.readers[connection] = self._read
@@ -114,13 +118,10 @@ class Guest:
                     os.set_inheritable(descriptor, False)
         self.data += data
         if not data or len(self.data) > HELLO_LIMIT:
-            self.keeper.left(self)
+            self.on_gone(self)
         elif self.data.endswith(b"\n") and len(self.descriptors) in (0, 2):
             line, self.data = self.data, b""
-            try:
-                self.keeper.welcome(self, message_in(line))
-            except WireError:
-                self.keeper.dismiss(self, NO_SESSION)
+            self.on_words(self, line)
 
     def close(self, code=0):
         """Let the login go; its process ends with ``code``."""
@@ -141,7 +142,7 @@ class Keeper:
 
     :param control: a Unix socket whose other end the first login's bootstrap holds
     :param secret: the session's secret, in hexadecimal
-    :param parcel: the bytes with which the relay was sent
+    :param parcel: the bytes with which the relay was sent, for what is run through a command
     """
 
     def __init__(self, loop, control, secret, parcel=None):
@@ -163,7 +164,7 @@ class Keeper:
             self.far.channels.control(
                 told="note", text="a lost connection cannot be resumed: no socket can be made"
             )
-        self.guests.add(Guest(self, control))
+        self._let_in(control)
 
     def _accept(self, listener):
         try:
@@ -171,35 +172,44 @@ class Keeper:
         except OSError:
             return
         if owned(connection):
-            self.guests.add(Guest(self, connection))
+            self._let_in(connection)
         else:
             connection.close()
 
-    def welcome(self, guest, facts):
+    def _let_in(self, connection):
+        self.guests.add(Guest(self.loop, connection, self._hear, self._guest_gone))
+
+    def _hear(self, guest, line):
         """A login has said who it is, and handed its descriptors over."""
+        try:
+            self._welcome(guest, message_in(line))
+        except WireError:
+            self._dismiss(guest, NO_SESSION)
+
+    def _welcome(self, guest, facts):
         if facts.get("session") != self.secret:
-            self.dismiss(guest, NO_SESSION)
+            self._dismiss(guest, NO_SESSION)
         elif facts.get("end"):
-            self.dismiss(guest)
+            self._dismiss(guest)
             self.stop("ended by another launch")
         elif guest.descriptors and facts.get("version") != PROTOCOL:
             text = "the relay that runs over there speaks version {} of its protocol, this one {!r:.20}"
             refuse(guest.descriptors[1], VERSIONS, text.format(PROTOCOL, facts.get("version")))
-            self.dismiss(guest, NO_SESSION)
+            self._dismiss(guest, NO_SESSION)
         elif guest.descriptors and facts.get("number", 0) < self.number:
-            self.dismiss(guest, NO_SESSION)  # it had hung, and was given up: what it brings is out of date
+            self._dismiss(guest, NO_SESSION)  # it had hung, and was given up: what it brings is out of date
         elif guest.descriptors:
             self.number = facts.get("number", 0)
             self._attach(guest, facts)
 
-    def dismiss(self, guest, code=0):
+    def _dismiss(self, guest, code=0):
         self.guests.discard(guest)
         guest.close(code)
 
     def _attach(self, guest, facts):
         if self.guest:  # the server still believes in the old one: the new one is right
             self.line.close()
-            self.dismiss(self.guest)
+            self._dismiss(self.guest)
         self.loop.cancel(self.timer)
         self.guest, self.timer = guest, None
         self.used = self.used or not facts.get("new")
@@ -212,11 +222,11 @@ class Keeper:
             self.guest = None
             self.wire.detach()
             refuse(guest.descriptors[1], REFUSED, error.text)
-            self.dismiss(guest, NO_SESSION)
+            self._dismiss(guest, NO_SESSION)
             self._wait()
             return
         source, sink = guest.descriptors
-        self.line = Line(self.loop, self.wire, source, sink, self._lost, farewell(self.secret).strip())
+        self.line = Line(self.loop, self.wire, source, sink, self._line_ended, farewell(self.secret).strip())
         if not self.used:
             self.line.read_ahead()
             if self.line.closed and not self.over:  # nobody has stayed to hear a hello
@@ -224,18 +234,18 @@ class Keeper:
                 self._abandoned()
         self.line.flush()
 
-    def left(self, guest):
+    def _guest_gone(self, guest):
         """A login's process has ended."""
         if guest is self.guest:
             self.line.close()
-            self._lost(None)
+            self._line_ended()
         else:
-            self.dismiss(guest)
+            self._dismiss(guest)
 
-    def _lost(self, _):
+    def _line_ended(self, reason=None):
         self.used = self.used or self.wire.confirmed > 0
         unheard = self.line.silent and not self.used  # what is said here does not get there
-        self.dismiss(self.guest, UNHEARD if unheard else 0)
+        self._dismiss(self.guest, UNHEARD if unheard else 0)
         self.guest = None
         if self.line.said_goodbye or unheard:
             self._abandoned()
@@ -284,7 +294,7 @@ class Keeper:
             self.line.flush()
             self.line.close()
         for guest in list(self.guests):
-            self.dismiss(guest)
+            self._dismiss(guest)
         for listener in self.listeners:
             listener.close()
         if self.path:
