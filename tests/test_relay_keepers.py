@@ -107,7 +107,7 @@ def test_coming_back_to_another_machine_names_both(machine):
         (keeper,) = machine.keepers()
         os.kill(keeper, signal.SIGKILL)
         launcher.wait(lambda: launcher.lost, "the loss")
-        launcher.near.host = "login-7"
+        launcher.near.connections.host = "login-7"
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.elsewhere, "the verdict")
         assert "login-7" in launcher.elsewhere and socket.gethostname() in launcher.elsewhere
@@ -203,7 +203,7 @@ def test_a_session_that_has_nothing_to_tell_outlives_its_last_kernel_no_longer_w
         launcher.call(lambda: launcher.near.linger(2))
         kernel = launcher.start(machine.script("exit 0\n", python=False))
         launcher.wait(lambda: kernel.code == 0, "the kernel's end")
-        launcher.call(launcher.near.probe)  # which acknowledges what has come
+        launcher.call(launcher.near.connections.probe)  # which acknowledges what has come
         launcher.wait(lambda: launcher.near.wire.heard > launcher.near.wire.pinged, "its answer")
         launcher.cut()
         rig.wait_until(lambda: not any(is_keeper(pid) for pid in machine.processes()), 6, "the end of the keeper")
@@ -419,7 +419,7 @@ def test_a_source_of_another_version_is_refused(machine):
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
         before, after = b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
-        launcher.near.source = product.altered_door(launcher.near.source, before, after)
+        launcher.near.connections.source = product.altered_door(launcher.near.connections.source, before, after)
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")
         assert launcher.over[1] == product.VERSIONS and "\n" not in launcher.over[0]
@@ -434,7 +434,7 @@ def test_a_keeper_of_another_version_refuses_and_says_so(machine, monkeypatch):
         launcher.cut()
         launcher.wait(lambda: launcher.lost, "the loss")
         before, after = b"\nPROTOCOL = 2\n", b"\nPROTOCOL = 3\n"
-        launcher.near.source = product.altered_door(launcher.near.source, before, after)
+        launcher.near.connections.source = product.altered_door(launcher.near.connections.source, before, after)
         monkeypatch.setattr(product, "PROTOCOL", 3)  # this launcher is newer than the keeper that it started
         launcher.call(launcher.connect)
         launcher.wait(lambda: launcher.over, "the verdict")

@@ -123,8 +123,8 @@ def first_words(machine, goodbye=False):
     name = "relay-" + product.session_name(near.secret)
     machine.names += [os.path.join(folder, name) for folder in product.folders()]
     near.start([machine.script("touch ~/started; sleep 60\n", python=False)], 0)
-    facts = {"session": near.secret, "new": True, "minutes": 60, "rest": len(near.rest)}
-    near.wire.attach(facts, before=near.source, fresh=True, after=near.rest)
+    facts = {"session": near.secret, "new": True, "minutes": 60, "rest": len(near.connections.rest)}
+    near.wire.attach(facts, before=near.connections.source, fresh=True, after=near.connections.rest)
     data = b""
     while near.wire.pull():
         chunk = b"".join(near.wire.pull())

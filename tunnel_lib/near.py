@@ -41,73 +41,42 @@ def text_of_sent(name):
         return stream.read()
 
 
-class Near:
-    """The near end of a session, which survives its connections.
+class Connections:
+    """The connections of a session, one after the other, seen from the near end: each takes a login, and is lost
+    one day.
 
-    A connection is attached when an SSH client runs :func:`bootstrap_command`; when ``on_lost`` has told that it
-    is no more, that client is to be ended and another attached. All of this may be called at any time, attached or
-    not: what cannot be sent yet is kept.
+    :param wire: what they carry
+    :param secret: the session's secret
+    :param minutes: how long the far end waits for the next connection
+    :param end: secrets of sessions that the next login is to end
 
-    :param loop: a loop such as ``tunnel.Loop``
-    :param minutes: how long the kernels wait for a lost connection to come back
-    :param end: secrets of sessions whose launchers are dead: ended by the way
+    Called back, each to be set by the owner, from within the loop's steps; each may call anything here:
 
-    Called back, each to be set by the owner:
-
-    - ``on_noise(text)``: what the login prints
-    - ``on_attached(facts, again)``: the far end has said hello (``host``, ``python``, ``pid``); whether once more
-    - ``on_note(text)``: what the keeper has to say
-    - ``on_ports(kernel, ports)``: what is listened on over there
-    - ``on_started(kernel)``: the program runs
-    - ``on_text(kernel, text)``: what it prints
-    - ``on_job(kernel, message)``: what a :class:`Job` tells of its command
-    - ``on_open(kernel, listener, end)``: it has connected to the port at that position
-    - ``on_exit(kernel, code)``: it has ended; data may still be on the way
-    - ``on_arrived(kernel)``: all its data has arrived here
-    - ``on_ended(kernel, code)``: all its data has been handed out; its ends are no more
-    - ``on_lost(text)``: the connection is no more; attach another
-    - ``on_elsewhere(text)``: the login has come to another machine than that of the session; attach another
-    - ``on_over(text, error)``: the session is no more. ``error`` is None after its last kernel, else GONE,
-      VERSIONS, ALTERED, REFUSED or NOISY
+    - ``on_noise(text)``: what a login prints
+    - ``on_attached(facts, again)``: the far end has said hello; whether once more
+    - ``on_lost(text)``: the connection is no more
+    - ``on_elsewhere(text)``: the login has come to another machine than that of the session
+    - ``on_refused(text, error)``: the session cannot go on; another connection would not help
     """
 
-    def __init__(self, loop, minutes=60, end=()):
-        self.loop, self.minutes, self.end_others = loop, minutes, list(end)
-        self.secret = os.urandom(16).hex()
-        self.wire = Wire("near", pace=2.0)
-        self.channels = Channels(self.wire, 1)
-        self.channels.on_control, self.channels.on_open = self._control, self._open
-        self.channels.on_text, self.channels.on_change = self._text, self._change
-        self.wire.on_hello, self.wire.on_noise = self._hello, self._noise
-        self.on_noise = self.on_attached = self.on_note = self.on_ports = self.on_started = self.on_text = nothing
-        self.on_open = self.on_exit = self.on_arrived = self.on_ended = self.on_lost = self.on_over = nothing
-        self.on_job = nothing
-        self.on_elsewhere = nothing
-        self.kernels, self.codes = set(), {}  # those that have not ended; exit codes, while there is data left
-        self.unwanted, self.finished = set(), False
-        self.count, self.tries, self.host, self.line, self.over = 0, 0, None, None, False
+    def __init__(self, loop, wire, secret, minutes, end):
+        self.loop, self.wire, self.secret, self.minutes, self.end_others = loop, wire, secret, minutes, list(end)
+        self.on_noise = self.on_attached = self.on_lost = self.on_elsewhere = self.on_refused = nothing
+        wire.on_hello, wire.on_noise = self._hello, self._noise
+        self.tries, self.host, self.line = 0, None, None
         self.parting = None  # a line on which the last word has still to be said
         self.echo, self.heard = False, b""  # whether what is sent comes back; the last of what a login prints
         self.source, self.rest = parcel()  # once: an update of the files must not reach a session that runs
 
-    @property
-    def farewell(self):
-        """The line that a watchdog has to write to the client's standard input when the launcher has died."""
-        return farewell(self.secret)
-
     def attach(self, source, sink):
-        """Begin on a new connection.
-
-        :param source: the client's standard output: a descriptor, or, on Windows, a socket
-        :param sink: its standard input
-        """
+        """Begin on a new connection; see :meth:`Near.attach`."""
         self.detach()
         facts = {"session": self.secret, "new": self.host is None, "host": self.host, "minutes": self.minutes}
         facts.update(end=self.end_others, number=self.tries, rest=len(self.rest) if facts["new"] else None)
         rest = self.rest if facts["new"] else b""
         self.wire.attach(facts, before=self.source, fresh=not self.tries, after=rest)
         self.tries += 1
-        self.line = Line(self.loop, self.wire, source, sink, self._lost)
+        self.line = Line(self.loop, self.wire, source, sink, self._line_ended)
         self.line.flush()
 
     def detach(self):
@@ -129,6 +98,124 @@ class Near:
         if self.attached:
             self.wire.probe()
             self.line.flush()
+
+    def abandon(self):
+        """Say goodbye; see :meth:`Near.abandon`."""
+        if self.line:
+            self._part_from(self.line)
+
+    def _part_from(self, line):
+        self.detach()
+        self.parting = line
+        line.say_last(farewell(self.secret))
+
+    def _hello(self, facts):
+        if "error" in facts:
+            self.detach()
+            text, error = one_line(facts.get("text")), one_line(facts["error"])
+            self.on_elsewhere(text) if error == ELSEWHERE else self.on_refused(text, error)
+            return
+        again, self.host = self.host is not None, one_line(facts.get("host"))
+        self.end_others = []
+        self.on_attached(facts, again)
+
+    def _noise(self, data):
+        if self.echo:
+            return
+        start = self.source[:HEAD]
+        at = (self.heard + data).find(start)
+        if at >= 0:
+            self.echo, data = True, data[: max(0, at - len(self.heard))]
+        self.heard = (self.heard + data)[-len(start) :]
+        if data.strip():
+            self.on_noise(data.decode("utf-8", "replace"))
+
+    def _line_ended(self, reason):
+        line, self.line = self.line, None
+        if reason.error and (reason.error != NOISY or self.host is None):
+            self._part_from(line)
+            self.on_refused(reason.text, reason.error)
+        else:
+            self.on_lost(reason.text)
+
+
+class Near:
+    """The near end of a session: kernels over there, which survive the connections below them.
+
+    A connection is attached when an SSH client runs :func:`bootstrap_command`; when ``on_lost`` has told that it
+    is no more, that client is to be ended and another attached. All of this may be called at any time, attached or
+    not: what cannot be sent yet is kept.
+
+    :param loop: a loop such as ``tunnel.Loop``
+    :param minutes: how long the kernels wait for a lost connection to come back
+    :param end: secrets of sessions whose launchers are dead: ended by the way
+
+    Called back, each to be set by the owner, from within the loop's steps; each may call anything here:
+
+    - ``on_noise(text)``: what the login prints
+    - ``on_attached(facts, again)``: the far end has said hello (``host``, ``python``, ``pid``); whether once more
+    - ``on_note(text)``: what the keeper has to say
+    - ``on_ports(kernel, ports)``: what is listened on over there
+    - ``on_started(kernel)``: the program runs
+    - ``on_text(kernel, text)``: what it prints
+    - ``on_job(kernel, message)``: what a :class:`Job` tells of its command
+    - ``on_open(kernel, listener, end)``: it has connected to the port at that position
+    - ``on_exit(kernel, code)``: it has ended; data may still be on the way
+    - ``on_arrived(kernel)``: all its data has arrived here
+    - ``on_ended(kernel, code)``: all its data has been handed out; its ends are no more
+    - ``on_lost(text)``: the connection is no more; attach another
+    - ``on_elsewhere(text)``: the login has come to another machine than that of the session; attach another
+    - ``on_over(text, error)``: the session is no more. ``error`` is None after its last kernel, else GONE,
+      VERSIONS, ALTERED, REFUSED or NOISY
+    """
+
+    def __init__(self, loop, minutes=60, end=()):
+        self.secret = os.urandom(16).hex()
+        # The line that a watchdog has to write to the client's standard input when the launcher has died.
+        self.farewell = farewell(self.secret)
+        self.wire = Wire("near", pace=2.0)
+        self.channels = Channels(self.wire, 1)
+        self.channels.on_control, self.channels.on_open = self._control, self._open
+        self.channels.on_text, self.channels.on_change = self._text, self._change
+        self.on_noise = self.on_attached = self.on_note = self.on_ports = self.on_started = self.on_text = nothing
+        self.on_open = self.on_exit = self.on_arrived = self.on_ended = self.on_lost = self.on_over = nothing
+        self.on_job = self.on_elsewhere = nothing
+        self.connections = Connections(loop, self.wire, self.secret, minutes, end)
+        self.connections.on_noise = lambda text: self.on_noise(text)
+        self.connections.on_attached = lambda facts, again: self.on_attached(facts, again)
+        self.connections.on_lost = lambda text: self.on_lost(text)
+        self.connections.on_elsewhere = lambda text: self.on_elsewhere(text)
+        self.connections.on_refused = self._is_over
+        self.kernels, self.codes = set(), {}  # those that have not ended; exit codes, while there is data left
+        self.unwanted, self.finished = set(), False
+        self.count, self.over = 0, False
+
+    def attach(self, source, sink):
+        """Begin on a new connection.
+
+        :param source: the client's standard output: a descriptor, or, on Windows, a socket
+        :param sink: its standard input
+        """
+        self.connections.attach(source, sink)
+
+    def detach(self):
+        """The connection is no more, the caller knows."""
+        self.connections.detach()
+
+    def abandon(self):
+        """Say goodbye: the far end then ends all by itself. Where much is on its way that takes a moment; until
+        then the loop has to go on, and the client's standard input has to stay open."""
+        self.connections.abandon()
+
+    @property
+    def host(self):
+        """The machine where the session is; None before the far end has said hello."""
+        return self.connections.host
+
+    @property
+    def echo(self):
+        """Whether a login has sent back what it was sent."""
+        return self.connections.echo
 
     def start(self, argv, listen, via=None):
         """Start a kernel.
@@ -160,46 +247,6 @@ class Near:
         """Hang up on all kernels; ``on_over`` will tell that it is done."""
         self.unwanted |= self.kernels
         self.channels.control(do="end")
-
-    def abandon(self):
-        """Say goodbye: the far end then ends all by itself. Where much is on its way that takes a moment; until
-        then the loop has to go on, and the client's standard input has to stay open."""
-        if self.line:
-            self._part_from(self.line)
-
-    def _part_from(self, line):
-        self.detach()
-        self.parting = line
-        line.say_last(self.farewell)
-
-    def _hello(self, facts):
-        if "error" in facts:
-            self.detach()
-            text, error = one_line(facts.get("text")), one_line(facts["error"])
-            self.on_elsewhere(text) if error == ELSEWHERE else self._is_over(text, error)
-            return
-        again, self.host = self.host is not None, one_line(facts.get("host"))
-        self.end_others = []
-        self.on_attached(facts, again)
-
-    def _noise(self, data):
-        if self.echo:
-            return
-        start = self.source[:HEAD]
-        at = (self.heard + data).find(start)
-        if at >= 0:
-            self.echo, data = True, data[: max(0, at - len(self.heard))]
-        self.heard = (self.heard + data)[-len(start) :]
-        if data.strip():
-            self.on_noise(data.decode("utf-8", "replace"))
-
-    def _lost(self, reason):
-        line, self.line = self.line, None
-        if reason.error and (reason.error != NOISY or self.host is None):
-            self._part_from(line)
-            self._is_over(reason.text, reason.error)
-        else:
-            self.on_lost(reason.text)
 
     def _is_over(self, text, error):
         if not self.over:
@@ -257,8 +304,7 @@ class Near:
         self.on_open(stream.kernel, listener, stream)
 
     def _change(self, stream):
-        if stream.kernel in self.codes:
-            self._look_whether_ended(stream.kernel)
+        self._look_whether_ended(stream.kernel)
 
     def _look_whether_ended(self, kernel):
         if kernel not in self.codes:

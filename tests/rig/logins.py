@@ -391,7 +391,7 @@ class Launcher:
     def _lost(self, text):
         self.lost.append(text)
         if self.reconnect:
-            self.loop.after(self.pause, lambda: self.near.over or self.near.line or self.connect())
+            self.loop.after(self.pause, lambda: self.near.over or self.near.connections.line or self.connect())
 
     def _elsewhere(self, text):
         self.elsewhere = text
