@@ -33,6 +33,12 @@ from tunnel_lib.sent.kernel import raise_limits
 from tunnel_lib.sent.line import PollLoop
 from tunnel_lib.share import SHARE_SECONDS, share_path
 
+CALLS, CALL_PAUSE_SECONDS = (
+    3,
+    0.5,
+)  # how often a hub is called, and how much longer each pause is than the one before
+ANSWER_BYTES = 1 << 16  # the most that a hub answers to a launch
+
 
 class Handed:
     """A kernel that a hub runs, and the launch that waits for it.
@@ -307,7 +313,8 @@ def hub_path(launch):
 def ask_hub(launch, caller, words):
     """What the hub answers to the words of a launch; None where it does not.
 
-    A blank comes at once, and the rest when the kernel runs, which may take long: it ends with that process.
+    A blank comes at once, and the rest when the kernel runs, which may take long: the wait ends with that process.
+    An answer longer than :data:`ANSWER_BYTES` is none.
     """
     heard, over = [], []
 
@@ -319,7 +326,8 @@ def ask_hub(launch, caller, words):
         except OSError:
             heard.append(b"")  # it has gone
         launch.loop.cancel(timer)
-        over.extend([] if heard[-1] else [True])
+        if not heard[-1] or sum(map(len, heard)) > ANSWER_BYTES:
+            over.append(True)
 
     try:
         caller.sendall(("\0".join(words) + "\n").encode("utf-8", "surrogateescape"))
@@ -356,13 +364,19 @@ def hand_kernel_over(launch, caller):
         raise Fatal("the process that ran the kernels of this host has ended before this one's job ran", 255)
     answer = answer.lstrip()
     if not answer:
+        launch.log.write("the process that runs the kernels of this host has hung up without an answer")
         return None
     code, _, text = answer.decode("utf-8", "replace").partition(" ")
     number = parse_number(code)
+    if number is None or number > 255 or len(answer) > ANSWER_BYTES:
+        launch.log.write(
+            "the process that runs the kernels of this host answers nonsense: {!r:.80}".format(answer)
+        )
+        return None
     if text and number != 0:
-        raise Fatal(text, number or 255)
+        raise Fatal(text, number)
     if number != 0:
-        return 255 if number is None else number
+        return number
     launch.teller.tell(0, text)
     if text and launch.teller.descriptor is None:
         say(text)
@@ -390,9 +404,14 @@ def launch_through_hub(launch):
     :returns: the exit code
     :raises Fatal: the launch failed
     """
-    listener, path = None, hub_path(launch)
+    listener, path, calls = None, hub_path(launch), 0
     while path and listener is None:
         code = None
+        if calls == CALLS:
+            launch.log.write("{} calls have led to nothing: this kernel gets a relay of its own".format(calls))
+            break
+        launch.pause(CALL_PAUSE_SECONDS * calls)
+        calls += 1
         try:
             caller, listener = become_hub(path)
             code = hand_kernel_over(launch, caller) if caller else None
@@ -402,6 +421,7 @@ def launch_through_hub(launch):
         if code is not None:
             return code
     if listener is None:
+        launch.request.share = False  # nobody else waits for this kernel's session
         return launch_through_relay(launch)
     settings = launch.first_settings()
     many_files(launch)
