@@ -33,13 +33,13 @@ CONNECT_SECONDS = 15  # a host that does not answer is given up
 LOGIN_SECONDS = 150  # so is a login: longer than servers wait for somebody to type (LoginGraceTime: 120)
 ALIVE_SECONDS, ALIVE_COUNT = 15, 3  # a server that has fallen silent is noticed within 15 * (3 + 1)
 VERIFY_SECONDS = 0.3  # how long a path that has not been seen to run may still turn out to be wrong
-SHARED_SECONDS = 20  # how long the process behind a shared connection may take to answer
+SHARED_SECONDS = 20  # how long the process behind a shared connection may take to answer ssh
 SESSION_SECONDS = 1.0  # until an old client that shares a connection and says no more is taken to have a session
 LOST_SECONDS = 5.0  # from the main link's end to that of a kernel which has not noticed
 STALL_SECONDS = 60  # how long a front end may take none of what its kernel has left behind
 QUIET_SECONDS = 5  # how long nothing may come, after the kernel's end, from who still holds its connections
-LATE_SECONDS = 5.0  # how long the client may go on once nothing of ours is left
-KNOWN_SECONDS = 2.0  # the same where the kernel's exit code is known already
+LATE_SECONDS = 5.0  # how long the client may go on once the links of this launch are closed
+KNOWN_SECONDS = 2.0  # how long the client may go on where it has told the kernel's exit code already
 KILL_SECONDS = 1.0  # from SIGTERM to SIGKILL
 FRONT_END_SECONDS = 1.0  # how often to look whether there is still a front end, until its kernel connects
 CALLBACK_SECONDS = 120  # a kernel that has not called back by then is noted in the log
@@ -58,7 +58,7 @@ TOO_MANY_FILES = (23, 24)  # ENFILE, EMFILE
 NO_ROOM = (28, 122, 69)  # ENOSPC, EDQUOT on Linux and macOS
 
 DEFECT = "a defect of tunnel stopped the launch{}; TUNNEL_DEBUG=1 logs where"
-FAREWELLS = ("Connection to ", "Shared connection to ")  # the rest is "closed."; ssh's own, on stderr
+FAREWELLS = ("Connection to ", "Shared connection to ")  # begin ssh's own last line on stderr, "... closed."
 BY_SIGNAL = "by a signal (out of memory?)"
 REFUSED_TERMINAL = "PTY allocation request failed"  # as the client of a shared connection has it on stderr
 NO_TERMINAL = "the server allows no terminal: a computing kernel may outlive the connection"
@@ -620,7 +620,7 @@ class OpenSSH:
         Form("debug1: client_input_channel_req: channel * rtype exit-signal reply *", "signal", (STARTED,)),
         Form("debug1: Exit status *", "status", (STARTED,)),
     )
-    # The same for what stands on stderr besides: a jump host's client, before the session.
+    # Lines on stderr, where a jump host's client speaks before the session.
     aside_forms = (
         Form("*@*: Permission denied (*).", "refused", BEFORE_LOGIN),
         Form("Permission denied (*).", "refused", BEFORE_LOGIN),
@@ -674,7 +674,7 @@ class OpenSSH:
             ("RequestTTY", "force" if settings.terminal and request.relay is None else "no"),
             ("ForwardAgent", "yes"),
             ("ForwardX11", "no"),  # a kernel shows no windows, and many servers refuse
-            ("Tunnel", "no"),  # the same for a network device
+            ("Tunnel", "no"),  # a kernel needs no network device, and many servers refuse one
             ("Compression", "yes" if request.role is CONTROLLER else "no"),
             ("NumberOfPasswordPrompts", "1"),  # whoever is wrong three times is soon shut out
         ]
@@ -879,7 +879,7 @@ class Facts:
 
     @property
     def on_the_way(self):
-        """Whether nobody has spoken yet but who stands between here and the server."""
+        """True until the server itself has sent a line; a proxy's lines do not count."""
         return self.proxy and not self.reached
 
     @property
@@ -1422,7 +1422,7 @@ class Client:
                 os.close(descriptor)
         if self.leash is not None:
             try:
-                os.write(self.leash, b"\n")  # no need to bite
+                os.write(self.leash, b"\n")  # tells the watchdog that the client has ended by itself
             except OSError:
                 pass  # somebody has ended the watchdog
             os.close(self.leash)

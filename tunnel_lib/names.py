@@ -7,8 +7,8 @@ further links. This file serves them; a launch whose links cannot be named later
 from tunnel import Channel, Fatal, LinkName, Switchboard
 
 NAMES_SECONDS = 300  # how long the switchboard looks for link names
-HOLD_SECONDS = 0.2  # how long it holds the beginning of what may become a link name
-CERTAIN_SECONDS = 2.0  # the same where the length before it says that there is more to come
+HOLD_SECONDS = 0.2  # how long the beginning of what may become a link name is held
+CERTAIN_SECONDS = 2.0  # how long such a beginning is held where the length before it says that more is to come
 TOO_SHORT = "link name {} is too short to be replaced: left alone; create links with -LinkHost 127.0.0.1"
 
 

@@ -91,10 +91,11 @@ def explain_start(code, text):
 
 # Before each attempt to come back but the first: a tenth of the time since the connection was lost, within bounds.
 PAUSE_PART, LEAST_PAUSE_SECONDS, PAUSE_SECONDS = 0.1, 0.25, 10
-ANSWER_PART, ANSWER_SECONDS = 0.25, 1.0  # the same for how long a server may take to answer one, at least
+# How long a server may take to answer an attempt: a part of the time since the loss, or so many seconds at least.
+ANSWER_PART, ANSWER_SECONDS = 0.25, 1.0
 RELAY_SECONDS = 60  # until a relay that has been sent has to answer
 SETTLED_SECONDS = 5  # a connection that lasted longer is tried again at once
-ASKING_SECONDS = 60  # the same for a login that was refused: servers shut out whoever tries too often
+ASKING_SECONDS = 60  # the pause after a login that was refused: servers shut out whoever tries too often
 LEAVE_SECONDS = 2.0  # for the last words of a launcher that was told to end, or gives up
 
 

@@ -22,8 +22,8 @@ from tunnel import (
 from tunnel_lib.notes import is_running
 
 SHARE_SECONDS = 60  # how long a shared connection outlives its last kernel
-HUNG_SECONDS = 3.0  # until a connection over which no session comes is given up
-NEW_SECONDS = 60  # the same from its login on: what the server does for that may go on
+HUNG_SECONDS = 3.0  # until a shared connection that gives no session is given up
+NEW_SECONDS = 60  # seconds after a login in which the server may still be busy with it (PAM, start-up files)
 
 
 def share_path(path):
@@ -220,8 +220,8 @@ class SharedConnections:
             self.memory.keep("exposed", "yes" if facts.exposed else None)
 
     def overhear(self, pipe):
-        """Go on listening to a connection that this launch has made: of what its forwards lead to nobody else
-        hears.
+        """Go on listening to a connection that this launch has made: only its own process hears what becomes of the
+        forwards on it.
 
         :param pipe: a :class:`LogPipe`
         """

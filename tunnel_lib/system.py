@@ -43,8 +43,8 @@ def has_hung_up(connection):
 
 
 def has_closed(connection):
-    """The same for a peer on this machine whose farewell waits behind data that nobody reads: Linux tells of its
-    socket (proc(5), ``/proc/net/tcp``), which is gone or on its way out."""
+    """Whether a peer on this machine has closed its end, though its farewell waits behind data that nobody reads.
+    Linux tells of the peer's socket (proc(5), ``/proc/net/tcp``), which is gone or on its way out."""
     theirs, ours = peer_rows(connection)
     return ours is not None and (theirs is None or theirs[2] == b"04")  # FIN-WAIT-1
 

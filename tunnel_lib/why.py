@@ -133,7 +133,7 @@ DIAGNOSES = (
         "{advice}{aside}",
     ),
 )
-# The same for a connection that ended in use, wherever ssh was just then; the least specific.
+# Diagnoses of a connection that ended in use, whatever ssh was doing; the least specific of all.
 LOST_DIAGNOSES = (
     (
         r"Connection to .* closed by remote host\.|client_loop: send disconnect: .*"
@@ -159,7 +159,7 @@ CLOSED_WORDS = (
         " PAM); try again, or ask who runs it",
     },
 )
-# The same for what a server says of an account that it lets in, but not to do anything.
+# Diagnoses from what a server says of an account that it lets in, but lets do nothing.
 ACCOUNT_DIAGNOSES = (
     (
         r"(?:\| )?You are required to change your password .*|(?:WARNING: )?Your password has expired\.?"
@@ -173,7 +173,7 @@ ACCOUNT_DIAGNOSES = (
         "end what else it runs there ({found})",
     ),
 )
-# The same for what a jump host's client says.
+# Diagnoses from what a jump host's client says.
 JUMP_DIAGNOSES = (
     (
         r"\S+@(?P<who>\S+): Permission denied \((?P<methods>[^)]*)\)\.",
@@ -186,14 +186,14 @@ JUMP_DIAGNOSES = (
         "check the name, the port, and that the SSH server runs there",
     ),
 )
-# The same for a kernel that ended before it called back, from its exit code and what it printed: the code is
-# asked first, since words can stand in a path, too.
+# What is said of a kernel that ended before it called back. Its exit code is looked at first, and what it printed after
+# that, since any words can stand in a path.
 KERNEL_CODES = {
     127: ("there is no kernel {kernel} on {host}", "check the path with: {by_hand}"),
     126: ("{kernel} on {host} cannot be executed", "check the path and its permissions with: {by_hand}"),
 }
-# The same for a script at the kernel's path that ends in that way itself, or that nothing here can run; the path
-# stands before what it, or a shell, says of it.
+# Diagnoses of a script at the kernel's path that could not start the kernel. The path stands in front of what the
+# script, or a shell, says.
 SCRIPT_DIAGNOSES = (
     (
         r".*{}: (?:(?:line )?\d+: .*|.*\bbad interpreter\b.*|.*\brequired file not found)",

@@ -114,7 +114,7 @@ class Far:
         self.on_over()
 
 
-ORPHAN_SECONDS = 300.0  # the same, seen from there: then nobody is left
+ORPHAN_SECONDS = 300.0  # a far end beyond a command that hears nothing for so long takes its keeper for dead
 JOBS = ("SLURM_JOB_ID", "LSB_JOBID", "JOB_ID")  # where Slurm, LSF and SGE say which job this is
 LAST_SECONDS = 30.0  # how long a session that is over waits for the near side to say that it has heard so
 
