@@ -220,8 +220,8 @@ class SharedConnections:
             self.memory.keep("exposed", "yes" if facts.exposed else None)
 
     def overhear(self, pipe):
-        """Go on listening to a connection that this launch has made: only its own process hears what becomes of the
-        forwards on it.
+        """Go on listening to a connection that this launch has made: only the process behind the connection says
+        what becomes of the forwards on it.
 
         :param pipe: a :class:`LogPipe`
         """

@@ -186,8 +186,8 @@ JUMP_DIAGNOSES = (
         "check the name, the port, and that the SSH server runs there",
     ),
 )
-# What is said of a kernel that ended before it called back. Its exit code is looked at first, and what it printed after
-# that, since any words can stand in a path.
+# What is said of a kernel that ended before it called back. Its exit code is looked at first, and what it printed
+# after that, since any words can stand in a path.
 KERNEL_CODES = {
     127: ("there is no kernel {kernel} on {host}", "check the path with: {by_hand}"),
     126: ("{kernel} on {host} cannot be executed", "check the path and its permissions with: {by_hand}"),

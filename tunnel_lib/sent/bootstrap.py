@@ -25,8 +25,8 @@ FIRST = (
 for name, number in (("{start}", len(OPENING)), ("{head}", HEAD), ("{taken}", TAKEN)):
     FIRST = FIRST.replace(name, str(number))
 # What the shell beyond a command runs. The command may give it a terminal for its input, which would change what
-# passes, or may never end; so it looks for a terminal, and has an alarm. It says that it is ready in words that an echo
-# of this text does not have.
+# passes, or may never end; so it looks for a terminal, and has an alarm. It says that it is ready in words that an
+# echo of this text does not have.
 BEYOND = (
     "import sys;sys.version_info<(3,6) and sys.exit(102);import os,signal;signal.alarm({seconds});"
     "os.isatty(0) and sys.exit({terminal});"
