@@ -65,7 +65,9 @@ def test_another_user_of_the_front_ends_machine_is_turned_away_and_the_kernel_le
     way.close()
 
 
-def test_who_connects_is_known_for_both_families_and_only_on_this_machine():
+@pytest.mark.parametrize("way", ["ask_linux", "search_tables"])
+def test_who_connects_is_known_for_both_families_and_only_on_this_machine(way):
+    look = getattr(product, way)
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::ffff:127.0.0.1")):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -73,11 +75,15 @@ def test_who_connects_is_known_for_both_families_and_only_on_this_machine():
             with socket.socket(family) as far:
                 far.connect((address, listener.getsockname()[1]))
                 near, _ = listener.accept()
+                ends = near.getpeername(), near.getsockname()
                 with near:
-                    known = os.path.exists("/proc/net/tcp")
-                    assert product.peer_user(near) == (os.getuid() if known else None)
+                    state, user, inode = look(*ends)
+                    assert (state, user) == (product.ESTABLISHED, os.getuid()) and inode
+                    assert product.peer_user(near) == os.getuid()
                     far.close()
-                    assert product.peer_user(near) == (-1 if known else None)
+                    assert look(*ends)[2] == 0 and product.peer_user(near) == -1
+                far.close()
+            assert (look(*ends) or product.CLOSED_SOCKET)[2] == 0
 
 
 @pytest.mark.parametrize("role, more", [("callback", ()), ("compute", ()), ("compute", ("--share",))])

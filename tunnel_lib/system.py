@@ -42,11 +42,14 @@ def has_hung_up(connection):
     return bool(poll.poll(0)) or has_closed(connection)
 
 
+ESTABLISHED, FIN_WAIT_1 = 1, 4  # states of a TCP socket, as Linux counts them
+CLOSED_SOCKET = (0, 0, 0)  # in place of state, user and inode: no such socket
+
+
 def has_closed(connection):
-    """Whether a peer on this machine has closed its end, though its farewell waits behind data that nobody reads.
-    Linux tells of the peer's socket (proc(5), ``/proc/net/tcp``), which is gone or on its way out."""
-    theirs, ours = peer_rows(connection)
-    return ours is not None and (theirs is None or theirs[2] == b"04")  # FIN-WAIT-1
+    """Whether a peer on this machine has closed its end, though its farewell waits behind unread data."""
+    found = peer_socket(connection)
+    return found is not None and (found[0] == FIN_WAIT_1 or not found[2])  # a closed socket has no inode
 
 
 def stranger_at(connection):
@@ -61,28 +64,68 @@ def peer_user(connection):
     """The user whose process holds the other end of a connection within this machine.
 
     :returns: the user's number; -1 where that process has closed its end already; None where the system does not
-        tell (Windows, macOS; WSL 1, whose table is empty)
+        tell (Windows, macOS, WSL 1)
     """
-    theirs, ours = peer_rows(connection)
-    if ours is None:
+    found = peer_socket(connection)
+    if found is None:
         return None
-    # Once a socket is closed Linux shows it as root's, without an inode.
-    gone = theirs is None or (theirs[2] != b"01" and theirs[8] == b"0")
-    return -1 if gone else int(theirs[6])
+    state, user, inode = found
+    return user if state == ESTABLISHED or inode else -1  # Linux shows a closed socket as root's, without an inode
 
 
-def peer_rows(connection):
-    """What Linux tells of the two sockets of a connection within this machine (proc(5), ``/proc/net/tcp``).
+def peer_socket(connection):
+    """What Linux tells of the socket at the other end of a connection within this machine.
 
-    :returns: the words of the peer's row and of this side's, without the row's number; None for a row that is not
-        there, and for both where the peer is elsewhere or the system does not tell
+    :returns: its state, its user and its inode; :data:`CLOSED_SOCKET` where there is none any more; None where the
+        peer is on another machine, or the system does not tell
     """
     try:
-        ends = connection.getpeername(), connection.getsockname()
+        theirs, ours = connection.getpeername(), connection.getsockname()
     except OSError:
-        return None, None
-    if WINDOWS or not ends[0][0].startswith("127."):
-        return None, None
+        return None
+    if WINDOWS or not theirs[0].startswith("127."):
+        return None
+    try:
+        return ask_linux(theirs, ours)
+    except (OSError, AttributeError):
+        return search_tables(theirs, ours)
+
+
+def ask_linux(theirs, ours):
+    """Have Linux look one socket up (sock_diag(7)), which takes no longer where there are many.
+
+    :param theirs: address and port of the socket; ``ours`` those that it is connected to
+    :returns: as :func:`peer_socket`
+    :raises OSError: Linux does not answer, or this is another system
+    """
+    import _socket
+
+    addresses = b"".join(_socket.inet_aton(host).ljust(16, b"\0") for host, _ in (theirs, ours))
+    ports = theirs[1].to_bytes(2, "big") + ours[1].to_bytes(2, "big")
+    # struct inet_diag_req_v2: AF_INET, TCP, all states; the socket, on any device, with any cookie.
+    asked = b"\2\6\0\0\xff\xff\xff\xff" + ports + addresses + bytes(4) + b"\xff" * 8
+    numbers = (16 + len(asked)).to_bytes(4, sys.byteorder) + (20).to_bytes(2, sys.byteorder)  # SOCK_DIAG_BY_FAMILY
+    kernel = _socket.socket(_socket.AF_NETLINK, _socket.SOCK_RAW, 4)  # NETLINK_SOCK_DIAG
+    try:
+        kernel.settimeout(1)
+        kernel.send(numbers + (1).to_bytes(2, sys.byteorder) + bytes(8) + asked)  # NLM_F_REQUEST
+        answer = kernel.recv(8192)
+    finally:
+        kernel.close()
+    if int.from_bytes(answer[4:6], sys.byteorder) == 2:  # NLMSG_ERROR
+        number = -int.from_bytes(answer[16:20], sys.byteorder, signed=True)
+        if number == 2:  # ENOENT
+            return CLOSED_SOCKET
+        raise OSError(number, os.strerror(number))
+    found = answer[16:]  # struct inet_diag_msg
+    if found[4:8] != ports:  # nobody but a listener has that port
+        return CLOSED_SOCKET
+    user, inode = (int.from_bytes(found[at : at + 4], sys.byteorder) for at in (64, 68))
+    return found[1], user, inode
+
+
+def search_tables(theirs, ours):
+    """:func:`ask_linux` where Linux does not answer: look through its tables (proc(5), ``/proc/net/tcp``)."""
     rows = []
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):  # a socket of both families stands in the second
         try:
@@ -90,16 +133,18 @@ def peer_rows(connection):
                 rows += [line.split()[1:] for line in stream.read().splitlines()[1:]]
         except OSError:
             pass  # no Linux, or one without that family
-    theirs, ours = [
+    ends = [
         b"%08X:%04X" % (int.from_bytes(bytes(map(int, host.split("."))), sys.byteorder), port)
-        for host, port in ends
+        for host, port in (theirs, ours)
     ]
-    return row_between(rows, theirs, ours), row_between(rows, ours, theirs)
 
+    def row(one, other):
+        return next((each for each in rows if each[0].endswith(one) and each[1].endswith(other)), None)
 
-def row_between(rows, one, other):
-    """The row of the socket at ``one`` that is connected to ``other``; None where there is none."""
-    return next((row for row in rows if row[0].endswith(one) and row[1].endswith(other)), None)
+    if row(ends[1], ends[0]) is None:
+        return None  # not even this process's own socket is in there
+    found = row(*ends)
+    return CLOSED_SOCKET if found is None else (int(found[2], 16), int(found[6]), int(found[8]))
 
 
 def look_up_in_thread(loop, look_up, done):
