@@ -94,29 +94,40 @@ class Bench:
 
         def plain(*command):
             def once():
+                begin = time.monotonic()
                 subprocess.check_call(command)
+                return time.monotonic() - begin
 
             return once
 
         python = sys.executable
         script = [python, os.path.join(rig.LAUNCHERS, "tunnel.py")]
-        found = compare(
-            {
-                "bash -c true": plain("bash", "-c", "true"),
-                "python3 -c pass": plain(python, "-c", "pass"),
-                "python3 -SEs -c pass": plain(python, "-SEs", "-c", "pass"),
-                "drop-in tunnel_sub.sh": to_ssh(self.drop_in("tunnel_sub"), self.kernel),
-                "drop-in tunnel.sh, up to 11.0": to_ssh(self.drop_in("tunnel"), self.kernel),
-                "drop-in tunnel.sh, 11.1 and later": to_ssh(self.drop_in("tunnel"), self.modern),
-                "python3 tunnel.py, up to 11.0": to_ssh(script, self.kernel),
-            },
-            21,
-        )
-        for name, seconds in found.items():
-            line("start-up to ssh: " + name, 1000 * seconds, "ms")
-        drop_in = found["drop-in tunnel_sub.sh"]
-        for name in ("bash -c true", "python3 -c pass", "python3 -SEs -c pass"):
-            line("  drop-in tunnel_sub.sh over " + name, drop_in / found[name], "x")
+        works = {
+            "bash -c true": plain("bash", "-c", "true"),
+            "python3 -SEs -c pass": plain(python, "-SEs", "-c", "pass"),
+            "shell script, compute kernel": to_ssh(self.yardstick("tunnel_sub"), self.kernel),
+            "shell script, controller kernel": to_ssh(self.yardstick("tunnel"), self.kernel),
+            "drop-in tunnel_sub.sh": to_ssh(self.drop_in("tunnel_sub"), self.kernel),
+            "drop-in tunnel.sh, up to 11.0": to_ssh(self.drop_in("tunnel"), self.kernel),
+            "drop-in tunnel.sh, 11.1 and later": to_ssh(self.drop_in("tunnel"), self.modern),
+            "python3 tunnel.py, up to 11.0": to_ssh(script, self.kernel),
+        }
+        rounds = [{name: work() for name, work in works.items()} for _ in range(31)]
+        for name in works:
+            line("start-up to ssh: " + name, 1000 * statistics.median(times[name] for times in rounds), "ms")
+        for name in list(works)[4:7]:
+            role = "compute" if "sub" in name else "controller"
+            other = "shell script, {} kernel".format(role)
+            # Pair by pair: what else the machine does slows both of a round.
+            line("  {} over {}".format(name, other), statistics.median(t[name] / t[other] for t in rounds), "x")
+
+    def yardstick(self, script):
+        """The command of a shell script of the kind that Tunnel replaces, under the name of one of them."""
+        folder = os.path.join(self.folder, "yardstick")
+        os.makedirs(folder, exist_ok=True)
+        path = os.path.join(folder, script + ".sh")
+        shutil.copy(os.path.join(os.path.dirname(os.path.abspath(__file__)), "yardstick.sh"), path)
+        return [path]
 
     def channels(self):
         """Until all channels stand, against the login alone."""
