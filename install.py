@@ -42,7 +42,7 @@ MAIN = "tunnel.py"
 SCRIPTS = (MAIN, "tunnel_sub.py")
 LOADED = re.compile(r"tunnel_relay\.py|tunnel_lib/(sent/)?\w+\.py", re.ASCII)  # names of what MAIN may load
 PARTS = ("tunnel_lib", "tunnel_lib/sent")  # folders within FrontEnd, each after the one that holds it
-DROP_INS = ("tunnel", "tunnel_sub")
+DROP_INS = {"tunnel": "CONTROLLER", "tunnel_sub": "COMPUTE"}  # script: its role, as tunnel.py names it
 
 DAMAGED = "not all of it is as install.py writes it; what is not counts for nothing"
 UNKNOWN = "the record does not say that install.py has put it there"
@@ -119,14 +119,16 @@ if [ ! -x "$python" ]; then
 fi
 TUNNEL_DROPIN=$self
 export TUNNEL_DROPIN
-exec "$python" -SEs -c 'import sys
+exec "$python" -SEs -c 'import gc, sys
 sys.path = [sys.argv.pop(1)] + [path for path in sys.path if path]
+gc.disable() # it would look at each definition, several times
 try:
-    import {script}
+    import tunnel
 except (EOFError, TypeError, ValueError): # its byte code was cut short, as on a disk that is full
     sys.implementation.cache_tag = None
-    import {script}
-sys.exit({script}.main())' "$here" "$@"
+    import tunnel
+gc.enable()
+sys.exit(tunnel.main("{script}", tunnel.{role}))' "$here" "$@"
 """
 
 BATCH_DROP_IN = """\
@@ -421,7 +423,8 @@ def base_python(platform):
 def drop_in(script, platform, python):
     """The text of a drop-in."""
     if platform != "win32":
-        return SHELL_DROP_IN.format(script=script, python="'{}'".format(python.replace("'", "'\\''")))
+        pinned = "'{}'".format(python.replace("'", "'\\''"))
+        return SHELL_DROP_IN.format(script=script, role=DROP_INS[script], python=pinned)
     windowless = python.replace("python.exe", "pythonw.exe")
     windowless = windowless if os.path.exists(windowless) else python
     text = BATCH_DROP_IN.format(

@@ -1252,9 +1252,6 @@ class Loop:
     """Waits for whatever comes first: something to read, room to write, or a moment in time."""
 
     def __init__(self):
-        import select
-
-        self.select = select.select
         self.readers, self.writers, self.timers = {}, {}, []
         self.count = 0  # makes each timer unique, so that their actions are never compared
 
@@ -1271,12 +1268,14 @@ class Loop:
 
     def step(self):
         """Wait for the next event and handle it."""
+        import select  # not before: the first step comes after the client's start
+
         wait = None
         if self.timers:
             wait = max(0, min(self.timers)[0] - time.monotonic())
         writers = list(self.writers)
         # Windows tells of a connection that has failed among the exceptions.
-        readable, writable, failed = self.select(list(self.readers), writers, writers if WINDOWS else (), wait)
+        readable, writable, failed = select.select(list(self.readers), writers, writers if WINDOWS else (), wait)
         for ready, actions in ((writable, self.writers), (failed, self.writers), (readable, self.readers)):
             for each in ready:
                 if each in actions:
