@@ -3137,6 +3137,7 @@ def start(script, role, argv):
         return room("check", "--dry-run needs").dry_run(request, program, dialect)
     system = room_if_there("system")
     if system:
+        system.hide_password(request.destination.password)
         system.let_go_of_descriptors()
     log = Log(folder, script, os.environ)
     log.write("tunnel {}, {}.py, Python {}, {}".format(VERSION, script, sys.version.split()[0], sys.platform))

@@ -246,3 +246,50 @@ def let_go_of_descriptors():
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+
+
+def hide_password(password):
+    """Overwrite the password in this process's arguments, which every user of the machine can read (ps(1)).
+
+    The arguments lie in the memory that the process was started with; Python has copied them long ago. Windows
+    shows the arguments of a process to its own user only.
+
+    :param password: None where there is none
+    """
+    if password is None:
+        return
+    secret = b":" + os.fsencode(password) + b"@"
+    hidden = b":" + b"*" * (len(secret) - 2) + b"@"
+    try:
+        if sys.platform == "darwin":
+            hide_in_argv(secret, hidden)
+        elif not WINDOWS:
+            hide_in_memory(secret, hidden)
+    except (OSError, ValueError, IndexError, AttributeError, ImportError):
+        pass  # the system does not let this process do so: the launch goes on
+
+
+def hide_in_memory(secret, hidden):
+    """Put ``hidden`` for ``secret`` where Linux keeps the arguments (proc(5): ``arg_start``, ``arg_end``)."""
+    with open("/proc/self/stat", "rb") as stream:
+        fields = stream.read().rpartition(b")")[2].split()  # from the third on
+    start, end = int(fields[48 - 3]), int(fields[49 - 3])
+    memory = os.open("/proc/self/mem", os.O_RDWR)
+    try:
+        found = os.pread(memory, end - start, start)
+        os.pwrite(memory, found.replace(secret, hidden), start)
+    finally:
+        os.close(memory)
+
+
+def hide_in_argv(secret, hidden):
+    """Put ``hidden`` for ``secret`` in the strings that macOS has started this process with (crt_externs.h)."""
+    import ctypes
+
+    library = ctypes.CDLL(None)
+    library._NSGetArgc.restype = ctypes.POINTER(ctypes.c_int)
+    library._NSGetArgv.restype = ctypes.POINTER(ctypes.POINTER(ctypes.c_void_p))
+    argv = library._NSGetArgv().contents
+    for number in range(library._NSGetArgc().contents.value):
+        text = ctypes.string_at(argv[number])
+        ctypes.memmove(argv[number], text.replace(secret, hidden), len(text))
