@@ -1345,12 +1345,8 @@ class Client:
     """
 
     # By force in the end: a client may not listen, or just have been forked, its group not yet being there.
-    WATCHDOG = [
-        "/bin/sh",
-        "-c",
-        'read -r _&&exit;kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1";shift;"$@"',
-        "tunnel-watchdog",
-    ]
+    WATCHDOG = 'read -r _&&exit;kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1";shift;"$@"'
+    WATCHDOG = ["/bin/sh", "-c", WATCHDOG, "tunnel-watchdog"]
 
     def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None, afterwards=()):
         self.loop, self.sinks, self.code, self.leash = loop, sinks, None, None
@@ -1483,7 +1479,7 @@ def spawn(argv, environment, streams, inherit=(), gate=(), unneeded=()):
         os.execve(argv[0], argv, environment)
     except OSError as error:
         if ready:  # else this would go to the caller's standard error
-            os.write(2, "cannot run {}: {}\n".format(argv[0], error.strerror).encode("utf-8", "replace"))
+            os.write(2, "it cannot be executed ({})\n".format(error.strerror).encode("utf-8", "replace"))
     finally:
         os._exit(127)
 
@@ -2371,6 +2367,9 @@ class Try:
         if facts.stage < LOGGED_IN and facts.code == self.dialect.failure:
             self.client.end()  # a chain of jump hosts may not end with the first of its clients
         self.log.write("the client ended with exit code {}".format(self.client.code))
+        if facts.stage == SILENT and facts.code in (126, 127):  # with which no client ends by itself
+            said = ["it ended with exit code {}".format(facts.code)] + facts.aside + facts.said
+            raise Fatal("no SSH client: {}: {}".format(self.launch.program, said[-1].strip()), EX_UNAVAILABLE)
         return facts
 
     def _start(self, name):

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from tunnel import Teller
+from tunnel import EX_UNAVAILABLE, Fatal, Teller
 from tunnel_lib.system import in_thread
 
 
@@ -31,14 +31,18 @@ class WindowsClient:
 
         self.loop, self.sinks, self.code = loop, sinks, None
         self.source = self.sink = None
-        self.process = subprocess.Popen(
-            argv,
-            stdin=subprocess.PIPE if line else subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            creationflags=0x08000000,  # CREATE_NO_WINDOW
-        )
+        try:
+            self.process = subprocess.Popen(
+                argv,
+                stdin=subprocess.PIPE if line else subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                creationflags=0x08000000,  # CREATE_NO_WINDOW
+            )
+        except OSError as error:  # as for a file that is no program of this system
+            text = "no SSH client: {}: it cannot be executed ({})".format(argv[0], error.strerror)
+            raise Fatal(text, EX_UNAVAILABLE) from None
         self.pumps = []
         for name, pipe in (("out", self.process.stdout), ("err", self.process.stderr)):
             near = in_thread(
