@@ -2783,7 +2783,8 @@ class Launch:
     @property
     def connect_seconds(self):
         """How long a host may take to answer; 0 for as long as the system waits."""
-        return parse_seconds(self.request.option("ConnectTimeout"), CONNECT_SECONDS)
+        text, system = self.request.option("ConnectTimeout"), room_if_there("system")
+        return system.parse_seconds(text, CONNECT_SECONDS) if system else 0 if text else CONNECT_SECONDS
 
     def run(self):
         """Launch, watch, explain.
@@ -2984,25 +2985,6 @@ def explain(launch, facts, settings, request=None):
         text = "{} ended with exit code {} ({}); the folder tunnel_lib beside tunnel.py would tell more"
         text = text.format(launch.dialect.kind, facts.code, last)
     return "launching {} on {}: {}".format(request.role, request.destination, text)
-
-
-def parse_seconds(text, otherwise):
-    """Seconds from a time as ssh takes it (``90``, ``1h30m``; sshd_config(5), TIME FORMATS); 0 for no limit.
-
-    :param otherwise: what is right for None, and for what ssh itself is going to refuse
-    """
-    if text is None or text.lower() == "none":
-        return otherwise if text is None else 0
-    total, digits = 0, ""
-    for character in text.lower() + ("" if text[-1:].isalpha() else "s"):
-        if character in "0123456789":
-            digits += character
-            continue
-        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(character)
-        if not digits or unit is None:
-            return otherwise
-        total, digits = total + int(digits) * unit, ""
-    return min(total, 1 << 30)
 
 
 def printable_command(argv):

@@ -293,3 +293,22 @@ def hide_in_argv(secret, hidden):
     for number in range(library._NSGetArgc().contents.value):
         text = ctypes.string_at(argv[number])
         ctypes.memmove(argv[number], text.replace(secret, hidden), len(text))
+
+
+def parse_seconds(text, otherwise):
+    """Seconds from a time as ssh takes it (``90``, ``1h30m``; sshd_config(5), TIME FORMATS); 0 for no limit.
+
+    :param otherwise: what is right for None, and for what ssh itself is going to refuse
+    """
+    if text is None or text.lower() == "none":
+        return otherwise if text is None else 0
+    total, digits = 0, ""
+    for character in text.lower() + ("" if text[-1:].isalpha() else "s"):
+        if character in "0123456789":
+            digits += character
+            continue
+        unit = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}.get(character)
+        if not digits or unit is None:
+            return otherwise
+        total, digits = total + int(digits) * unit, ""
+    return min(total, 1 << 30)
