@@ -865,6 +865,7 @@ class Facts:
         self.exposed = False  # the server opens the forwarded ports to its network
         self.half = None  # the line that says that a login needs more than the step which was accepted
         self.signal = False  # a signal has ended the kernel
+        self.unanswered = None  # the line on a front end that did not answer when the kernel had connected
         self.version = (0,)  # OpenSSH's
         self.obstacle = self.evidence = None  # one of OBSTACLES, and the line that says so
         self.stopped_by = None  # why the try was ended: the first reason
@@ -1881,6 +1882,7 @@ class Switchboard:
         self.channels = []
         self.on_connected = self.on_front_end_gone = self.on_moved = lambda: None
         self.connected = self.kernel_over = False
+        self.unanswered = None  # the line on a front end that did not answer while the kernel had connected
 
     def target(self, position):
         """Where the channel leads that comes in at the kernel's port of this position.
@@ -1904,7 +1906,8 @@ class Switchboard:
 
     def _join(self, position, kernel, target, connection, reason):
         if connection is None:
-            self.log.write("the front end does not answer at {1}@{0}: {2}".format(*target, reason))
+            self.unanswered = "the front end does not answer at {1}@{0}: {2}".format(*target, reason)
+            self.log.write(self.unanswered)
             kernel.close()
             return
         front_end = SocketEnd(self.loop, connection)
@@ -2659,6 +2662,7 @@ class ForwardedTry(Try):
 
     def learn(self):
         facts = self.facts
+        facts.unanswered = self.board.unanswered
         if self.settings.guarded and facts.code == 1 and not facts.connected:
             if facts.shared and REFUSED_TERMINAL in facts.printed + facts.aside:
                 facts.meet("no terminal", REFUSED_TERMINAL)

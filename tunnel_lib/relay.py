@@ -565,9 +565,13 @@ NOT_BACK = "not back"  # a lost connection has not come back in time
 LINK = "{0}@127.0.0.1,{1}@127.0.0.1"  # as a kernel is told, but for the ports
 
 
-def ended_kernel(code, printed):
-    """The facts about a kernel that has ended before it connected."""
+def ended_kernel(code, printed, unanswered=None):
+    """The facts about a kernel that has ended before it was joined to its front end.
+
+    :param unanswered: the line on a front end that did not answer
+    """
     facts = Facts()
+    facts.unanswered = unanswered
     facts.stage, facts.ended, facts.status, facts.printed = STARTED, True, code, printed
     return facts
 
@@ -577,7 +581,8 @@ def explain_end(launch, served, code, request=None):
     if served.failure:
         request = request or launch.request
         return "launching {} on {}: {}".format(request.role, request.destination, served.failure)
-    return explain(launch, ended_kernel(code, served.printed), None, request)
+    unanswered = served.board and served.board.unanswered
+    return explain(launch, ended_kernel(code, served.printed, unanswered), None, request)
 
 
 # What schedulers print, and what that means.

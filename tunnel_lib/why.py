@@ -303,6 +303,7 @@ def last_of(lines):
     return ([""] + [line for line in found if any(map(str.isalnum, line))])[-1][:QUOTED_LENGTH]
 
 
+UNANSWERED_LINK = "the kernel had connected, but {}; create the link anew in the front end, and launch again"
 NOT_CALLED_BACK = "the kernel has not called back within {} s; run it by hand: {at_terminal}{shell}"
 
 
@@ -317,6 +318,8 @@ def explain_kernel(facts, words):
         return NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words)
     if facts.obstacle in EXPLAINED or facts.stage < STARTED:
         return None
+    if facts.unanswered and not facts.connected:
+        return UNANSWERED_LINK.format(facts.unanswered)
     if facts.stopped_by == "links held" and facts.connected:
         return (
             "the kernel has ended; its exit code is not known, since the front end, or a process that the kernel"
