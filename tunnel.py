@@ -145,6 +145,7 @@ class Destination:
         :raises Fatal: the text has not that form, or its host could be taken for an option
         """
         expected = "expected [user[:password]@]host[:port]"
+        text = text[len("ssh://") :].rstrip("/") if text.startswith("ssh://") else text  # as ssh itself takes it
         login, at, place = text.rpartition("@")
         user, _, password = login.partition(":")
         if place.startswith("["):
@@ -384,9 +385,19 @@ def parse_arguments(role, argv):
     :raises Fatal: an argument is bad; the text names it
     """
     request = Request(role)
-    rest = take_flags(request, list(argv))
+    try:
+        return read_arguments(request, list(argv))
+    except Fatal as error:
+        usage = room_if_there("usage")
+        error.text = usage.guess(argv, request, error.text) if usage else error.text
+        raise
+
+
+def read_arguments(request, words):
+    """Parse the words of the command line into ``request``; returns it."""
+    rest = take_flags(request, words)
     names = ["host", "kernel_path"] + ([] if request.check else ["link_name"])
-    if request.check and len(rest) == 3:
+    if request.check and len(rest) == 3 and "@" in rest[2] and "," in rest[2]:
         names.append("link_name")  # an existing configuration with --check put in front: not needed
     if len(rest) != len(names):
         missing = names[len(rest)] + " is missing" if len(rest) < len(names) else "too many arguments"

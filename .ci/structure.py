@@ -25,7 +25,7 @@ STANDARD = """
 # Which modules of the program each module may import: in each list, those before it. What is sent imports nothing
 # else of the program. The rooms import what is sent, and tunnel.py; tunnel.py imports rooms inside a function.
 SENT = ["door", "bootstrap", "wire", "channels", "line", "kernel", "job", "far", "keeper"]
-ROOMS = ["names", "system", "windows", "probe", "notes", "why", "share", "check", "near", "relay", "hub"]
+ROOMS = ["names", "system", "windows", "probe", "notes", "why", "usage", "share", "check", "near", "relay", "hub"]
 ORDER = ["tunnel_lib.sent"] + ["tunnel_lib.sent." + name for name in SENT]
 ORDER += ["tunnel_lib", "tunnel"] + ["tunnel_lib." + name for name in ROOMS]
 MAY_IMPORT = {module: ORDER[:number] for number, module in enumerate(ORDER)}

@@ -10,7 +10,7 @@ from rig.launches import tries
 
 @pytest.mark.parametrize("arguments", [(), ("--relay",)], ids=["forwards", "relay"])
 def test_a_front_end_that_does_not_listen_is_blamed_itself(desk, machine, arguments):
-    """Nobody is behind the ports of the link's name, and no look at them has told so: the kernel is not at fault."""
+    """Nobody is behind the ports of the link, and no look at them has told so. The kernel is not at fault."""
     first = rig.free_port()
     code = product.launching(watch_front_end="lambda *_, **__: None")
     link = "{}@127.0.0.1,{}@127.0.0.1".format(first, rig.free_port())
