@@ -93,7 +93,19 @@ class Case:
         return text[len(start) :]
 
 
-WORDS = ("host", "kernel", "seconds", "each", "by_hand", "login", "closed", "advice", "aside")
+WORDS = (
+    "host",
+    "kernel",
+    "seconds",
+    "each",
+    "by_hand",
+    "login",
+    "closed",
+    "advice",
+    "aside",
+    "try_login",
+    "copy_key",
+)
 CHANGED, UNKNOWN = "the host key of host has changed", "the host key of host is unknown"
 REFUSED, DROPPED = "host refused the login", "host closed the connection before the login; it may be overloaded"
 NOBODY, NO_ANSWER = "no machine named host is known here", "host did not answer within 15 s; "
@@ -777,7 +789,7 @@ def test_every_row_of_the_diagnoses_can_be_formatted(table):
     for _, what, advice in table:
         assert "\n" not in what + advice
         line = product.diagnose([("x", what, advice)], ["x"], words)
-        given = dict(words, found="x", methods="", fingerprint="", who=None)
+        given = dict(words, found="x", methods="", fingerprint="", second="", who=None)
         assert line == "{}; {}".format(what, advice).format(**given)
 
 

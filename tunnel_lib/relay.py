@@ -606,6 +606,9 @@ JOB_STAGES = {
     "twice": "it runs the relay more than once; have it run one task, as srun does with -n1",
     "altered": "it changes what passes, or prints on standard output while the kernel runs",
 }
+NOT_APPENDED = (
+    "it ended with exit code 0 and did not run what was appended to it; one that only prepares ends with `;`"
+)
 NO_WAY_BACK = "its standard output does not come back; it has to pass that on"
 JOB_CODES = {
     126: "it cannot be run",
@@ -636,6 +639,8 @@ def explain_job(command, message, said):
         found = [each for each in said if re.search(pattern, each, re.IGNORECASE)]
         if found and why is None:
             line, why = found[-1], meaning
+    if why is None and stage == "before" and code == 0:
+        why = NOT_APPENDED
     if why is None and stage in ("before", "begun"):
         why = JOB_CODES.get(code)
     ending = " by signal {}".format(-code) if type(code) is int and code < 0 else " with exit code {}".format(code)

@@ -21,7 +21,9 @@ UNANSWERED = (
     "{host} did not answer{seconds}{each}",
     "check the name, the port, firewalls and VPN; -o ConnectTimeout=60 waits longer",
 )
-CHECK_LOGIN = "check user, password and keys (password-less login needs a key that the server knows): {by_hand}"
+CHECK_LOGIN = "check user, password and keys (password-less login needs a key that the server knows): {try_login}"
+CHECK_LOGIN += "{copy_key}{second}"
+SIGNING = r"sign_and_send_pubkey: signing failed .*|.*agent refused operation.*"  # of an agent that has the key
 # What a client says when a launch fails (a regular expression that its whole message has to match), what that
 # means, and what to try next. The first that is found counts, so the more specific stand first.
 DIAGNOSES = (
@@ -186,11 +188,14 @@ JUMP_DIAGNOSES = (
         "check the name, the port, and that the SSH server runs there",
     ),
 )
+CHECK_PATH = (
+    "check the path and its permissions with: {by_hand}; in a folder the kernel is Executables/WolframKernel"
+)
 # What is said of a kernel that ended before it called back. Its exit code is looked at first, and what it printed
 # after that, since any words can stand in a path.
 KERNEL_CODES = {
     127: ("there is no kernel {kernel} on {host}", "check the path with: {by_hand}"),
-    126: ("{kernel} on {host} cannot be executed", "check the path and its permissions with: {by_hand}"),
+    126: ("{kernel} on {host} cannot be executed", CHECK_PATH),
 }
 # Diagnoses of a script at the kernel's path that could not start the kernel. The path stands in front of what the
 # script, or a shell, says.
@@ -248,10 +253,12 @@ def diagnose(table, lines, words, any_case=False):
             if match:
                 groups = match.groupdict()
                 methods = groups.get("methods") or groups.get("sent")
+                asks = "keyboard-interactive" in (methods or "") and words["copy_key"]
                 key = re.search(r"(?:SHA256:|ssh-\S+ \d+ )\S+", "\n".join(lines))
                 words = dict(
                     words,
                     found=line.strip(),
+                    second="; for" + SECOND_FACTOR if asks else "",
                     methods=" (it offers: {})".format(methods) if methods else "",
                     fingerprint=" ({})".format(key.group()) if key else "",
                     who=groups.get("who"),
@@ -286,6 +293,9 @@ def words_for(launch, facts, settings, request):
         host=there.host,
         kernel=request.kernel.path,
         login=printable_command(login + [there.host]),
+        try_login=printable_command(login + [there.host, "true"]),
+        copy_key=", then " + printable_command(copy_key_words(there)) if ssh else "",
+        second="",
         by_hand=printable_command(login + kernel),
         at_terminal=printable_command(login + (["-tt" if ssh else "-t"] if terminal else []) + kernel),
         shell="; a start-up file there may start another shell where there is a terminal: try --relay"
@@ -295,6 +305,12 @@ def words_for(launch, facts, settings, request):
         each=" at each of {} addresses".format(addresses) if addresses > 1 else "",
         aside="; {}: {}".format("on the way there" if facts.on_the_way else "it said", aside) if aside else "",
     )
+
+
+def copy_key_words(there):
+    """The command that has a server know the user's key."""
+    words = ["ssh-copy-id"] + (["-p", str(there.port)] if there.port else [])
+    return words + [(there.user + "@" if there.user else "") + there.host]
 
 
 def last_of(lines):
@@ -338,6 +354,7 @@ def explain_kernel(facts, words):
     path = words["kernel"]  # which may hold any words
     found = diagnose(LIBRARY_DIAGNOSES, facts.printed, words, any_case=True) if code else None
     if code in KERNEL_CODES:
+        found = found or misplaced(path, code, facts.printed, words)
         found = found or diagnose(of_script(path), facts.printed[::-1], words)
         found = found or "; ".join(KERNEL_CODES[code]).format(**words)
     about = [line for line in facts.printed if path in line or "\\" in path]  # cmd.exe does not name it
@@ -351,6 +368,26 @@ def explain_kernel(facts, words):
     return found or text.format(how, **words)
 
 
+def misplaced(path, code, printed, words):
+    """The line on a text at the kernel's place that is none of a kernel's paths; None where it may be one.
+
+    :param code: 127 or 126, as shells tell that there is no such program, or that it cannot be run
+    :param printed: what was said of it
+    """
+    blanks, slash = path.split(), "/" in path
+    if code == 127 and (";" in path or (len(blanks) > 1 and "/" not in blanks[0])):
+        text = (
+            "there is no kernel {kernel} on {host}; a path has to stand there: a command goes into --via, or into"
+        )
+        return (text + " a script whose path is given instead").format(**words)
+    if code == 127 and not slash and "\\" not in path:
+        return "there is no kernel {kernel} on {host}; give the full path of the kernel there".format(**words)
+    if code == 126 and any(line.lower().rstrip(".").endswith("is a directory") for line in printed):
+        text = "{kernel} on {host} is a folder; the kernel is Executables/WolframKernel in it (MathKernel up to 9)"
+        return text.format(**words)
+    return None
+
+
 def of_script(path):
     """SCRIPT_DIAGNOSES for a kernel's path, of which the shell may have put the beginning in place."""
     import re
@@ -360,6 +397,9 @@ def of_script(path):
     return [(row[0].replace("{}", re.escape(path)),) + row[1:] for row in SCRIPT_DIAGNOSES]
 
 
+AGENT_REFUSED = (
+    "the agent has not signed with a key that it holds ({found}); unlock it, or load the key without -c"
+)
 SECOND_FACTOR = " a second factor log in by hand and share that connection (ControlMaster of OpenSSH)"
 # What an obstacle means to which there is no further try, or why no connection was waited for any longer.
 EXPLAINED = {
@@ -398,6 +438,8 @@ def explain_connection(dialect, facts, settings, words):
     said = facts.said + (facts.aside if on_the_way or not facts.said else [])
     notes = [line.partition("debug1: ")[2] for line in facts.notes if " line " not in line]
     found = diagnose(JUMP_DIAGNOSES, facts.aside, words) if on_the_way else None
+    if not found and facts.obstacle == "refused":
+        found = diagnose(((SIGNING, "{host} refused the login", AGENT_REFUSED),), said[::-1], words)
     found = found or diagnose(DIAGNOSES, said, words)
     if facts.obstacle == "refused":  # the client may have been ended before it could say so
         found = found or "{host} refused the login; ".format(**words) + CHECK_LOGIN.format(**words)
