@@ -50,7 +50,7 @@ PATH_LENGTH = 4096  # of a kernel's path: more no system takes
 RELAY_MINUTES = 60  # how long a relay's kernels wait for a lost connection to come back
 # Prompts that are no attempt at a login: what is not answered is passed over, or refused on this machine.
 HARMLESS = ("Enter passphrase for ", "Enter PIN for ", "The authenticity of host ", "Are you sure ")
-HARMLESS += ("Confirm ", "Please type ")
+HARMLESS += ("Confirm ", "Please type ", "Add key ", "Allow ")
 PREFIXED = (8, 5)  # from here on OpenSSH says who asks, when a server asks
 SAYS_SESSION = (8, 5)  # and at the latest from here on that a session over a shared connection stands
 ENDING = ("SIGTERM", "SIGINT", "SIGHUP")  # signals that ask a launch to end
@@ -2203,6 +2203,8 @@ def ask_password(prompt):
     import socket
 
     port, _, token = os.environ["TUNNEL_ASKPASS"].partition(":")
+    if os.environ.get("SSH_ASKPASS_PROMPT"):  # since 8.4 ssh tells what only wants a yes, or to be seen
+        prompt = "Confirm " + prompt
     answer = b""
     with socket.create_connection((LOOPBACK, int(port)), LOGIN_SECONDS) as connection:
         connection.sendall("{}\n{}".format(token, prompt).encode("utf-8", "surrogateescape"))
