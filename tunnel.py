@@ -409,8 +409,7 @@ def read_arguments(request, words):
     if request.relay is not None and request.kernel.on_windows:
         text = "{}: needs sh and Python 3 on the kernel machine, and this is a Windows path; leave it out"
         raise Fatal(text.format("--via" if request.via else "--relay"))
-    if len(rest) == 3:
-        request.link = LinkName.parse(rest[2])
+    request.link = LinkName.parse(rest[2]) if len(rest) == 3 else None
     return request
 
 
@@ -1206,7 +1205,7 @@ class Log:
 
     def __init__(self, folder, script, environ):
         self.path, self.descriptor = None, None
-        self.room = {}  # who speaks: how many bytes of it there is still room for
+        self.room, self.on_quote = {}, lambda who, line: None  # who speaks: how many bytes there is room for
         now = time.time()
         day = time.strftime("%Y-%m-%d", time.localtime(now))
         name = "{}_{}_{}".format(script, time.strftime("%Y-%m-%d-%H%M%S", time.localtime(now)), os.getpid())
@@ -1252,6 +1251,7 @@ class Log:
 
     def quote(self, who, line):
         """Write a line that somebody else has said, while there is room for it."""
+        self.on_quote(who, line)
         room = self.room.get(who, LOG_BYTES)
         self.room[who] = room - len(line) - len(who)
         if self.room[who] > 0:
@@ -2617,7 +2617,8 @@ class ForwardedTry(Try):
         if not super().started():
             return
         self.launch.step("forwards", "{} ports".format(len(self.plan.forwards)))
-        self.launch.step("kernel", "started")
+        if self.launch.check is None:  # nobody knows yet whether there is such a kernel
+            self.launch.step("kernel", "started")
         if request.role is CONTROLLER and not request.callback:
             ports = [forward.port for forward in self.plan.forwards if forward.flag == "-L"]
             probe = room_if_there("probe")

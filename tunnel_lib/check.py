@@ -4,6 +4,7 @@ import os
 import sys
 
 from tunnel import (
+    FAREWELLS,
     LOOPBACK,
     LinkName,
     OpenSSH,
@@ -18,6 +19,9 @@ from tunnel import (
     show,
 )
 from tunnel_lib.share import quietly
+
+OUR_MARKS = "--tunnel-"  # how lines begin that our own far ends tell each other through a command
+SHOWN_LENGTH = 400  # of a line that somebody else has said
 
 
 class Check:
@@ -36,12 +40,18 @@ class Check:
         """Have the launch use the link of this front end, and report the client."""
         launch = self.launch
         launch.request.link = self.link
+        launch.log.on_quote = self._quoted
         version = quietly(launch, [launch.program, "-V"])[1].splitlines()
         launch.step("client", "{}, {}".format(launch.program, (version or ["version unknown"])[0].strip()))
 
     def report(self, name, text):
         line = "{:6.2f} s  ok  {}: {}\n".format(self.launch.seconds, name, text)
         show(line, lambda text: text.replace("ok", "\033[32mok\033[0m", 1) if self.colours else text)
+
+    def _quoted(self, who, line):
+        """Show what the kernel, or the command through which it runs, says: that is no step that has worked."""
+        if who in ("kernel", "via") and not line.startswith(FAREWELLS + (OUR_MARKS,)):
+            show("{:6.2f} s      {}: {}\n".format(self.launch.seconds, who, line[:SHOWN_LENGTH]))
 
     def _accept(self, listener, name):
         connection = accept(listener, self.launch.log)

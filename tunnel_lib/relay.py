@@ -166,8 +166,6 @@ class Served:
         if told == "said":
             keep_last(self.said, text)
             self.log.quote("via", text)
-            if self.session.launch.check:  # somebody looks on while it waits in its queue
-                self.session.launch.check.report("via", text)
         elif told == "failed":
             self.failure = explain_job(self.request.via, message, self.said)
         elif told == "via":
@@ -269,7 +267,7 @@ class RelaySession:
         self.lost_at = self.attached_at = self.reason = None
         self.error = None  # why the session is no more, where that is no success
         self.outcome = None  # exit code of its only kernel, whether that had connected, and the kernel
-        self.noise = []
+        self.noise, self.unheeded = [], []  # lines of the login; those of a kernel that has not connected
         self.on_idle = nothing  # called when the last kernel has gone
         self.is_idle = lambda: False  # whether it is not worth coming back
         near = self.near
@@ -526,6 +524,7 @@ class RelayedTry(Try):
 
     def _no_connection(self):
         self.facts.stopped_by = "no kernel"
+        self.session.unheeded = [line for each in self.session.kernels.values() for line in each.printed]
         self.session.leave()
 
     def answer_seconds(self):
@@ -757,7 +756,7 @@ def session_verdict(session, last):
         raise Fatal(explain(launch, facts, settings), verdict(launch.dialect, facts))
     if session.silent:
         facts = Facts()
-        facts.stopped_by = "no kernel"
+        facts.stopped_by, facts.printed = "no kernel", session.unheeded
         raise Fatal(explain(launch, facts, None), 255)
     if session.outcome:
         code, connected, served = session.outcome

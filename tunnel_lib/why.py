@@ -320,18 +320,25 @@ def last_of(lines):
 
 
 UNANSWERED_LINK = "the kernel had connected, but {}; create the link anew in the front end, and launch again"
-NOT_CALLED_BACK = "the kernel has not called back within {} s; run it by hand: {at_terminal}{shell}"
+NOT_CALLED_BACK = "the kernel has not called back within {seconds} s{asked}; run it by hand: {at_terminal}{shell}"
 
 
 def not_called_back(launch, facts, settings):
     """The line on a kernel that runs, and has not connected in time."""
-    return NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words_for(launch, facts, settings, launch.request))
+    return unanswered_call(facts, words_for(launch, facts, settings, launch.request))
+
+
+def unanswered_call(facts, words):
+    """The line on a kernel that has not connected, with what it has said last: that may be a question."""
+    last = last_of(facts.printed)
+    asked = " (it said: {})".format(last) if last else ""
+    return NOT_CALLED_BACK.format(**dict(words, seconds=CALLBACK_SECONDS, asked=asked))
 
 
 def explain_kernel(facts, words):
     """What became of a kernel that had been started; None where none had."""
     if facts.stopped_by == "no kernel":
-        return NOT_CALLED_BACK.format(CALLBACK_SECONDS, **words)
+        return unanswered_call(facts, words)
     if facts.obstacle in EXPLAINED or facts.stage < STARTED:
         return None
     if facts.unanswered and not facts.connected:
