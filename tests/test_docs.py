@@ -421,7 +421,7 @@ def test_times_in_what_ends_when_are_those_of_the_code(phrase, numbers):
         ("both end within {:.0f} s, once everything", [product.LATE_SECONDS + product.KILL_SECONDS]),
         ("kernel and licence stay | kernel hung up on after {:.0f} s |", [product.LOST_SECONDS]),
         ("the beginning of what may be one, for {} s at most", [product.HOLD_SECONDS]),
-        ("After two names, or {} minutes", ["five"][: product.NAMES_SECONDS == 300]),
+        ("After two names it only copies; after {} minutes", ["five"][: product.NAMES_SECONDS == 300]),
         ("the kernel has {:.0f} s to see that for itself", [product.LOST_SECONDS]),
         ("said (up to {} MiB of each)", [product.LOG_BYTES >> 20]),
         ("has not acknowledged, {} MiB at most", [product.KEEP >> 20]),

@@ -350,14 +350,20 @@ def test_the_name_of_the_main_link_itself_is_left_alone():
         assert not alone.board.inward.given
 
 
-def test_after_a_while_nothing_is_looked_for_any_more(monkeypatch):
+def test_after_a_while_only_beginnings_whose_length_is_told_are_held_and_names_are_still_found(monkeypatch):
     monkeypatch.setattr(product, "NAMES_SECONDS", 0.2)
+    monkeypatch.setattr(product, "HOLD_SECONDS", 30)
     with Alone() as alone:
-        alone.front_end.sendall(b'"1234')
         time.sleep(0.5)
+        alone.front_end.sendall(b'"1234')
+        assert alone.kernel.recv(100) == b'"1234'  # at once
         _, name = alone.listen()
-        alone.front_end.sendall(b'"' + name + b'"\n')
-        assert wire.read_until(alone.kernel, b"\n") == b'"1234"' + name + b'"\n'
+        text = marked(name)
+        told = marked(told_for(name))
+        alone.front_end.sendall(b'"\n' + text[:20])
+        rig.wait_until(lambda: alone.board.channels[0].filters[alone.board.channels[0].front_end].replacer.held, 5)
+        alone.front_end.sendall(text[20:])
+        assert wire.read_until(alone.kernel, told) == b'"\n' + told
 
 
 @pytest.mark.parametrize("host", ["localhost", "::1"])

@@ -6,7 +6,7 @@ further links. This file serves them; a launch whose links cannot be named later
 
 from tunnel import Channel, Fatal, LinkName, Switchboard
 
-NAMES_SECONDS = 300  # how long the switchboard looks for link names
+NAMES_SECONDS = 300  # how long the switchboard holds back what only might become a link name
 HOLD_SECONDS = 0.2  # how long the beginning of what may become a link name is held
 CERTAIN_SECONDS = 2.0  # how long such a beginning is held where the length before it says that more is to come
 TOO_SHORT = "link name {} is too short to be replaced: left alone; create links with -LinkHost 127.0.0.1"
@@ -87,23 +87,37 @@ class NameReplacer:
     """Replaces link names in a stream of bytes, one chunk after the other, at equal length.
 
     :param replace: called with the text of a link name, returns what to put there, or None
+    :param hosts: those that names are likely to have, beside IPv4 addresses
 
     Strings travel in the data channel as ``~``, their length, their bytes: below 64 the length is one byte
     0x40 + n, from there on decimal digits and a blank (measured, WSTP revision 48). A string whose length is told
     is a name as a whole or not at all. The beginning of what may become a name is held back: where a length
     stands before it, if that fits; where none does, as with a library that writes strings in another way, unless
     it follows a blank, a colon or a letter, which leaves the numbers of the greeting alone.
+
+    A link may carry gigabytes, and each of its bytes is looked at, so most of that is left to functions written in
+    C. Each ``@`` is looked at by itself as long as there are few. Where there are many, as in random bytes, in
+    arrays of numbers from 2 to 65536 and among addresses of e-mail, every seventh byte is: of a name with IPv4
+    addresses three in a row are digits or signs. Names with other hosts are then found by ``hosts``.
     """
 
     LONGEST = 2 * (5 + 1 + 255) + 1  # bytes of a name
     HISTORY = 1024  # how far back is looked for the string in which a text stands
+    LOOKS, MORE_LOOKS = 4096, 16  # how many @ are looked at by themselves: at first, and with each chunk again
+    STRIDE = 7  # a third of the shortest name with IPv4 addresses that can be replaced
+    NUMERIC = 2 * (5 + 1 + 15) + 1  # bytes of the longest one
+    FIGURES = bytes(value in b"0123456789.,@" for value in range(256))  # 1 for a byte that stands in such names
+    LETTERS = bytes(value for value in range(128) if chr(value).isalnum()) + b".:_%@,-"  # what stands in all names
 
     start = None  # the first of the patterns
 
-    def __init__(self, replace):
+    def __init__(self, replace, hosts=()):
         self.replace = replace
+        self.hosts = [b"@" + host.encode() for host in hosts if host.strip("0123456789.")]
         self.held = b""
         self.before = b""  # the bytes that went on last
+        self.looks = self.LOOKS
+        self.guesses = True  # whether a beginning is held back that has no length before it
         self.prepare()
 
     @classmethod
@@ -133,20 +147,62 @@ class NameReplacer:
     def feed(self, data):
         """Take the next bytes; return those that can go on. The rest waits for more, or for :meth:`flush`."""
         first = len(self.before)
-        data = self.before + self.held + bytes(data)
+        data = b"".join((self.before, self.held, data))
         done, position = [], first
-        found = self.start.search(data, first) if b"@" in data else None
-        while found:
-            text = self._name_at(data, found.start())
+        for start in self._starts(data, first):
+            text = self._name_at(data, start) if start >= position else None
             if text:
-                done += [data[position : found.start()], self._told(text)]
-                position = found.start() + len(text)
-            found = self.start.search(data, max(found.end(), position))
-        # No beginning lies further back than a name is long.
-        tail = self.beginning.search(data, max(position, len(data) - self.LONGEST))
-        end = tail.start() if tail and self._may_go_on(data, tail.start()) else len(data)
+                done += [data[position:start], self._told(text)]
+                position = start + len(text)
+        end = self._end(data, position)
         self.held = data[end:]
-        return self._passed(b"".join(done) + data[position:end])
+        return self._passed(b"".join(done + [data[position:end]]) if done else data[position:end])
+
+    def _starts(self, data, first):
+        """Where names may begin in ``data``, from ``first`` on."""
+        self.looks = min(self.LOOKS, self.looks + self.MORE_LOOKS)
+        at = data.find(b"@", first)
+        while at >= 0:
+            if not self.looks:
+                yield from self._dense_starts(data, max(first, at - 5))
+                return
+            self.looks -= 1
+            yield from self._start_before(data, first, at)
+            at = data.find(b"@", at + 1)
+
+    def _start_before(self, data, first, at):
+        """Where the name begins whose first ``@`` may be that at ``at``: one place or none."""
+        if data[at - 1 : at].isdigit():
+            found = self.start.search(data, max(first, at - 5), at + 1)
+            if found:
+                yield found.start()
+
+    def _dense_starts(self, data, first):
+        """Where names may begin in ``data`` that is full of ``@``."""
+        found = set()
+        for host in self.hosts:
+            at = data.find(host, first)
+            while at >= 0:
+                found.update(self._start_before(data, first, at))
+                at = data.find(host, at + 1)
+        figures = data[first :: self.STRIDE].translate(self.FIGURES)
+        place = figures.find(b"\1\1\1")
+        while place >= 0:
+            middle = first + place * self.STRIDE
+            end = middle + self.NUMERIC
+            at = data.find(b"@", max(first, middle - self.NUMERIC), end)
+            while at >= 0:
+                found.update(self._start_before(data, first, at))
+                at = data.find(b"@", at + 1, end)
+            place = figures.find(b"\1\1\1", place + self.NUMERIC // self.STRIDE)
+        return sorted(found)
+
+    def _end(self, data, position):
+        """Where the beginning of a name starts that ``data`` ends with; its length for none."""
+        position = max(position, len(data) - self.LONGEST)  # no beginning lies further back than a name is long
+        position += len(data[position:].rstrip(self.LETTERS))
+        tail = self.beginning.search(data, position) if position < len(data) else None
+        return tail.start() if tail and self._may_go_on(data, tail.start()) else len(data)
 
     def flush(self):
         """Return the bytes that were held."""
@@ -154,7 +210,7 @@ class NameReplacer:
         return self._passed(data)
 
     def _passed(self, data):
-        self.before = (self.before + data)[-self.HISTORY :]
+        self.before = (self.before + data[-self.HISTORY :])[-self.HISTORY :]
         return data
 
     def _name_at(self, data, position):
@@ -176,6 +232,8 @@ class NameReplacer:
         text, length = data[position:], length_before(data, position)
         if length is not None:
             return len(text) + missing(text) <= length <= self.LONGEST and len(text) < length
+        if not self.guesses:
+            return False
         ordinary = data[position - 1 : position].isalpha() or data[position - 1 : position] in (b" ", b":")
         return (len(text) > 3 or not ordinary) and not self._within(data, position)
 
@@ -218,10 +276,12 @@ class NameFilter:
     """
 
     def __init__(self, loop, names, replace):
-        self.loop, self.names, self.replacer = loop, names, NameReplacer(replace)
+        self.loop, self.names = loop, names
+        hosts = {host for text in names.main for host, _ in LinkName.parse(text).ends}
+        self.replacer = NameReplacer(replace, hosts)
         self.is_over, self.timer = False, None  # whether no name is looked for any more
         self.on_release = lambda data: None
-        self.deadline = loop.after(NAMES_SECONDS, self.stop)
+        self.deadline = loop.after(NAMES_SECONDS, self._guess_no_more)
 
     def feed(self, data):
         """Take the next bytes; returns those that can go on."""
@@ -242,6 +302,10 @@ class NameFilter:
         held = self.replacer.flush()
         if held:
             self.on_release(held)
+
+    def _guess_no_more(self):
+        """By now what ends like the beginning of a name is nearly always something else, and would be late."""
+        self.replacer.guesses = False
 
     def _end(self):
         self.is_over = True
