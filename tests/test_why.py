@@ -642,7 +642,7 @@ PATH = "/opt/licensed/14.1/WolframKernel"
         ),
         (127, ["sh: 1: " + PATH + ": not found"], "there is no kernel"),
         (127, ["/etc/bash.bashrc: line 3: required file not found"], "there is no kernel"),
-        (0, [], "the kernel {} ended before it called back, with exit code 0; run it by hand: ssh "),
+        (0, [], "the kernel {} did not call back, and its shell on host ended with exit code 0 and without"),
         (
             3,
             ["a licenseless kernel"],

@@ -335,6 +335,14 @@ def unanswered_call(facts, words):
     return NOT_CALLED_BACK.format(**dict(words, seconds=CALLBACK_SECONDS, asked=asked))
 
 
+ENDED_SHELL = (
+    "the kernel {kernel} did not call back, and its shell on {host} ended with exit code 0 and without a word: a"
+    " start-up file there (as .bashrc, with `exit 0`) may have ended the shell before the kernel's command, or a"
+    " script at that path leaves the kernel in the background; if this prints nothing, it is a start-up file: {login}"
+    " echo reached"
+)
+
+
 def explain_kernel(facts, words):
     """What became of a kernel that had been started; None where none had."""
     if facts.stopped_by == "no kernel":
@@ -370,6 +378,8 @@ def explain_kernel(facts, words):
     found = found or diagnose(SHELL_DIAGNOSES, about, words, any_case=True)
     found = found or diagnose(LICENCE_DIAGNOSES, printed, words, any_case=True)
     last = last_of(facts.printed)
+    if code == 0 and not last:  # a kernel that ends so early says why, and not with 0
+        found = found or ENDED_SHELL.format(**words)
     how = (", " + ending(facts, code) if code is not None else "") + (" ({})".format(last) if last else "")
     text = "the kernel {kernel} ended before it called back{}; run it by hand: {by_hand}"
     return found or text.format(how, **words)
