@@ -338,8 +338,8 @@ def unanswered_call(facts, words):
 ENDED_SHELL = (
     "the kernel {kernel} did not call back, and its shell on {host} ended with exit code 0 and without a word: a"
     " start-up file there (as .bashrc, with `exit 0`) may have ended the shell before the kernel's command, or a"
-    " script at that path leaves the kernel in the background; if this prints nothing, it is a start-up file: {login}"
-    " echo reached"
+    " script at that path leaves the kernel in the background; if this prints nothing, it is a start-up file:"
+    " {login} echo reached"
 )
 
 
