@@ -2569,9 +2569,8 @@ class ForwardedTry(Try):
         watch_front_end(self.timers, request.link, lambda: self.end("front end gone"))
 
     def answer_seconds(self):
-        if self.settings.share:
-            return SHARED_SECONDS  # ssh may be reading its configuration
-        return super().answer_seconds()
+        # The process behind a shared connection takes longer: ssh may be reading its configuration.
+        return SHARED_SECONDS if self.settings.share else super().answer_seconds()
 
     def no_answer(self):
         # ssh that has not even begun to connect may be waiting for the process behind a connection to share.
@@ -2628,13 +2627,14 @@ class ForwardedTry(Try):
     def _held(self, port):
         self.facts.meet("held", "port {} is in use on the kernel machine".format(port))
         self.log.write(self.facts.evidence)
-        self.end("obstacle")
+        if not self.facts.connected:  # else the front end's link is taken: no other try can have it
+            self.end("obstacle")
 
     def _connected(self):
         self.facts.connected, self.facts.stage = True, STARTED  # whatever the client has said of it
         self.timers.disarm("connect", "answer", "login", "session", "front end")
         if self.probe:
-            self.probe.cancel()
+            self.probe.kernel_is_there()
         if self.launch.shared:
             self.launch.shared.hush()
         self.log.write("the kernel has called back after {:.1f} s".format(self.launch.seconds))
@@ -2685,10 +2685,9 @@ class ForwardedTry(Try):
         super().learn()
 
     def clean_up(self):
-        if self.probe:
-            self.probe.cancel()
-        if self.delivery:
-            self.delivery.stop()
+        for each in (self.probe, self.delivery):
+            if each:
+                each.stop()
         self.board.close()
         self.way.close()
         super().clean_up()

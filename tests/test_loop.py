@@ -249,8 +249,8 @@ def test_ports_that_somebody_holds_already(behaviours, held, monkeypatch):
         assert calls[0] in [port for port, each in zip(far.ports, behaviours) if each in ("greets", "waits")]
     else:
         assert calls == [far.ports[held]]
-    probe.cancel()
-    probe.cancel()  # harmless
+    probe.stop()
+    probe.stop()  # harmless
     assert not loop.readers
     assert len(calls) <= 1
     far.close()
@@ -258,6 +258,7 @@ def test_ports_that_somebody_holds_already(behaviours, held, monkeypatch):
 
 def test_a_probe_that_is_cancelled_leaves_nothing_behind(monkeypatch):
     monkeypatch.setattr(product.Probe, "PATIENCE", 20)
+    monkeypatch.setattr(product.Probe, "LAST_PATIENCE", 20)
     far, loop = Far("cut", "cut", "cut", "waits"), product.Loop()
     probe = product.Probe(loop, far.ports, None)
     end = time.monotonic() + 0.5
@@ -265,7 +266,7 @@ def test_a_probe_that_is_cancelled_leaves_nothing_behind(monkeypatch):
         loop.after(0.02, lambda: None)
         loop.step()
     assert len(probe.open) == 1
-    probe.cancel()
+    probe.stop()
     assert (loop.readers, loop.writers) == ({}, {})
     assert [timer for timer in loop.timers if timer[0] > time.monotonic() + 6] == []
     far.close()
@@ -275,7 +276,7 @@ def test_a_probe_that_is_cancelled_finds_nothing(monkeypatch):
     monkeypatch.setattr(product.Probe, "PATIENCE", 0.2)
     far, calls, loop = Far("cut", "waits"), [], product.Loop()
     probe = product.Probe(loop, far.ports, calls.append)
-    probe.cancel()
+    probe.stop()
     end = time.monotonic() + product.Probe.PATIENCE + 0.5
     while time.monotonic() < end:
         loop.after(0.02, lambda: None)

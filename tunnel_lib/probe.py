@@ -12,11 +12,12 @@ class Probe:
     :param held: called with such a port
     """
 
-    PATIENCE = 1.0  # seconds that one port may take longer than the first
+    PATIENCE = 1.0  # seconds that ports may take longer than the first
+    LAST_PATIENCE = 0.2  # seconds that the last port may take longer than all others
 
     def __init__(self, loop, ports, held):
-        self.loop, self.held, self.timer = loop, held, None
-        self.open = {}
+        self.loop, self.held, self.timer, self.count = loop, held, None, len(ports)
+        self.open, self.free = {}, 0  # connections by port, and how many ports nobody holds
         for port in ports:
             dial(loop, LOOPBACK, port, lambda found, _, port=port: self._dialled(port, found))
 
@@ -38,18 +39,28 @@ class Probe:
         connection.close()
         if answered:
             self._found(port)
-        elif self.timer is None:
-            self.timer = self.loop.after(self.PATIENCE, self._compare)
+            return
+        self.free += 1
+        if self.timer is None or self.free == self.count - 1:
+            self.loop.cancel(self.timer)
+            patience = self.LAST_PATIENCE if self.free == self.count - 1 else self.PATIENCE
+            self.timer = self.loop.after(patience, self._compare)
 
     def _compare(self):
         for port in sorted(self.open or ())[:1]:
             self._found(port)
 
+    def kernel_is_there(self):
+        """The kernel has connected, and is about to listen itself: tell now if all ports but one were refused."""
+        if self.open and self.free == self.count - 1:
+            self._compare()
+        self.stop()
+
     def _found(self, port):
-        self.cancel()
+        self.stop()
         self.held(port)
 
-    def cancel(self):
+    def stop(self):
         """Stop looking; harmless when that is over."""
         self.loop.cancel(self.timer)
         for connection in (self.open or {}).values():

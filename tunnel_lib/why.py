@@ -431,7 +431,8 @@ EXPLAINED = {
     " yes in its sshd_config; if it forwards those of others, see what it says to {login}{aside}",
     "port": "{blocks} blocks of ports were refused ({evidence}); if the server forbids forwarding, use"
     " --relay, which needs none, or set AllowTcpForwarding yes in its sshd_config{aside}",
-    "held": "{blocks} blocks of ports were tried, and each had one in use on the kernel machine ({evidence})",
+    "held": "{blocks} blocks of ports were tried, and each had one in use on the kernel machine ({evidence}),"
+    " maybe by another kernel; to see who listens there: {login} ss -tlnp",
     "family": "AddressFamily leaves out the loopback address 127.0.0.1, where links are; take the option away",
     "no session": "the server allows no session on this connection (MaxSessions in its sshd_config)",
     "no opening": "the server lets nobody reach its loopback, where kernels up to 11.0 listen; use --relay, which"
