@@ -2841,11 +2841,12 @@ class Launch:
         wish = (request.option("RequestTTY") or "").lower()
         asked = ssh and wish in ("", "force") and not request.kernel.on_windows
         if request.share and request.relay is None:
-            if separate:
-                share = room("share", "--share needs")
-                self.shared = share.SharedConnections(self, self.memory, share.share_path(self.memory.path))
+            share = room("share", "--share needs")
+            path = separate and share.share_path(self.memory.path)
+            if path:
+                self.shared = share.SharedConnections(self, self.memory, path)
             else:
-                self.log.write("--share needs OpenSSH on Linux or macOS: this kernel gets its own connection")
+                self.log.write(share.SHARES_NOTHING)
         if known.get("terminal") == "no":
             self.step("terminal", NO_TERMINAL)
         if known.get("exposed") and self.shared:

@@ -31,12 +31,10 @@ from tunnel_lib.relay import (
 from tunnel_lib.sent.door import HELLO_LIMIT
 from tunnel_lib.sent.kernel import raise_limits
 from tunnel_lib.sent.line import PollLoop
-from tunnel_lib.share import SHARE_SECONDS, share_path
+from tunnel_lib.share import SHARE_SECONDS, SHARES_NOTHING, share_path
 
-CALLS, CALL_PAUSE_SECONDS = (
-    3,
-    0.5,
-)  # how often a hub is called, and how much longer each pause is than the one before
+CALLS = 3  # how often a hub that makes no sense is called
+CALL_PAUSE_SECONDS = 0.5  # how much longer each pause between such calls is than the one before
 ANSWER_BYTES = 1 << 16  # the most that a hub answers to a launch
 
 
@@ -307,7 +305,8 @@ def hub_path(launch):
     """Where the one process for all compute kernels of this destination listens; None without one."""
     request = launch.request
     shared = request.share and request.role is COMPUTE and request.relay is not None and not request.check
-    return share_path(launch.memory.path) + "-hub" if shared and launch.memory.path else None
+    path = share_path(launch.memory.path) if shared else None
+    return path and path + "-hub"
 
 
 def ask_hub(launch, caller, words):
@@ -405,6 +404,8 @@ def launch_through_hub(launch):
     :raises Fatal: the launch failed
     """
     listener, path, calls = None, hub_path(launch), 0
+    if path is None and launch.request.role is COMPUTE and not launch.request.check:
+        launch.log.write(SHARES_NOTHING)
     while path and listener is None:
         code = None
         if calls == CALLS:

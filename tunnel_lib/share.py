@@ -26,12 +26,26 @@ HUNG_SECONDS = 3.0  # until a shared connection that gives no session is given u
 NEW_SECONDS = 60  # seconds after a login in which the server may still be busy with it (PAM, start-up files)
 
 
+SHARES_NOTHING = (
+    "--share needs OpenSSH on Linux or macOS, and a private folder: this kernel gets its own connection"
+)
+
+
 def share_path(path):
     """Where control sockets can be: ssh takes 104 characters, adds 17 while it makes one, and reads more
-    into some characters."""
+    into some characters.
+
+    :param path: where they would be, if it suits; None for no such place
+    :returns: the path; None where the folder of shorter paths is not this user's own
+    """
+    if path is None:
+        return None
     plain = not path.strip("/._-+,@=" + "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789")
     if len(path) > 78 or not plain:
-        path = os.path.join(private_folder({}), os.path.basename(path))
+        try:
+            path = os.path.join(private_folder({}), os.path.basename(path))
+        except OSError:
+            return None
     return path
 
 
