@@ -52,7 +52,7 @@ def replacer(hosts=()):
 
 @KINDS
 def test_what_is_looked_for_costs_little(kind):
-    """With what each @ was looked at by itself it took 8 times as long, and more."""
+    """Where each @ is looked at by itself, arrays of numbers and mail take thirty times as long."""
     data, one = kind(), replacer()
 
     def seconds():
