@@ -1356,8 +1356,8 @@ class Client:
     :param afterwards: what the watchdog has to run in the end, as arguments
     """
 
-    # By force in the end: a client may not listen, or just have been forked, its group not yet being there.
-    WATCHDOG = 'read -r _&&exit;kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1";shift;"$@"'
+    # By force in the end, and by its own number too: a client that has just been forked leads no group yet.
+    WATCHDOG = 'read -r _&&exit;kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1" "$1";shift;"$@"'
     WATCHDOG = ["/bin/sh", "-c", WATCHDOG, "tunnel-watchdog"]
 
     def __init__(self, loop, argv, environment, sinks, inherit=(), watched=True, line=None, afterwards=()):

@@ -1,7 +1,8 @@
 """What launches to one destination tell later ones: kept as long as it holds, and never in a launch's way."""
 
-import fcntl
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -80,9 +81,13 @@ def test_a_full_disk_is_no_reason_to_fail(memory, monkeypatch):
 def test_somebody_who_holds_the_file_for_long_stops_nobody(memory):
     memory.keep("terminal", "yes")
     calls = []
-    with open(memory.path) as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    code = "import os, sys; os.lockf(os.open(sys.argv[1], os.O_RDWR), os.F_LOCK, 0)\n"
+    code += "print(flush=True); sys.stdin.read()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-SEsc", code, memory.path], **pipes) as somebody:
+        somebody.stdout.readline()
         memory.change(lambda values: (calls.append(dict(values)), values.update(terminal="no")))
+        somebody.stdin.close()
     assert len(calls) == 1
     assert memory.read() == {"terminal": "yes"}  # what somebody else is about to change was left alone
 

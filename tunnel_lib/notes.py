@@ -10,17 +10,23 @@ def memory_path(request, program, log):
     """Where this destination is remembered; None where there is no private folder, and on Windows."""
     if WINDOWS:
         return None
-    from binascii import crc32
-
     there = request.destination
     words = [program, str(there.user), there.host, str(there.port)]
     words += ["{}={}".format(*option) for option in request.options]
-    name = "{:08x}".format(crc32("\0".join(words).encode("utf-8", "surrogateescape")))
+    name = "{:08x}".format(number_of("\0".join(words).encode("utf-8", "surrogateescape")))
     try:
         return os.path.join(private_folder(os.environ), name)
     except OSError as error:
         log.write("nothing is remembered from launch to launch: {}".format(error))
         return None
+
+
+def number_of(data):
+    """A number of 32 bits that stands for some bytes (FNV-1a)."""
+    number = 0x811C9DC5
+    for byte in data:
+        number = (number ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return number
 
 
 class Memory:
@@ -80,15 +86,13 @@ def lock_soon(descriptor):
 
     :raises OSError: somebody holds it for more than a second
     """
-    import fcntl
-
     for _ in range(20):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.lockf(descriptor, os.F_TLOCK, 0)  # the module fcntl would be loaded before the client is started
             return
         except OSError:
             time.sleep(0.05)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.lockf(descriptor, os.F_TLOCK, 0)
 
 
 def is_running(pid):

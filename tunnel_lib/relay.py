@@ -64,7 +64,7 @@ LOGIN_ENDS = {
 # pipe has been set to never block, and has stayed so: while it is full the word has to be said again.
 WATCHDOG = (
     'read -r word;read -r _&&exit;(i=0;while [ $i -lt 5 ]&&kill -0 "$1";do sleep 1;i=$((i+1));done;'
-    'kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1")>/dev/null 2>&1& i=0;'
+    'kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1" "$1")>/dev/null 2>&1& i=0;'
     'until printf "%s\\n" "$word"||[ $i -ge 5 ];do sleep 1;i=$((i+1));done'
 )
 
