@@ -313,6 +313,30 @@ def copy_key_words(there):
     return words + [(there.user + "@" if there.user else "") + there.host]
 
 
+def jump_words(facts, words):
+    """The words for the jump host that has not let anybody in; None where no ``ProxyJump`` leads to the host.
+
+    ssh runs itself for each jump host, and tells with which words; a jump host that lets in is told, too.
+    """
+    import shlex
+
+    start, lines = "debug1: Executing proxy command: exec ", facts.notes + facts.aside
+    commands = [line[len(start) :] for line in lines if line.startswith(start) and " -W " in line]
+    let_in = [line.split()[2] for line in lines if line.startswith("Authenticated to ")]
+    try:
+        commands = [shlex.split(command) for command in commands]
+    except ValueError:
+        return None
+    commands = [command for command in commands if command[-1] not in let_in]
+    if not commands:
+        return None
+    login, host = commands[-1], commands[-1][-1]
+    at = login.index("-W")
+    login = ["ssh"] + [word for word in login[1:at] + login[at + 2 :] if not word.startswith("-v")]
+    again = dict.fromkeys(("by_hand", "at_terminal", "login", "try_login"), printable_command(login + ["true"]))
+    return dict(words, copy_key="", **dict(again, host="{}, on the way to {},".format(host, words["host"])))
+
+
 def last_of(lines):
     """The last line that says something; empty for none."""
     found = [line.strip() for line in lines if not line.startswith(SAYS_NOTHING)]
@@ -456,6 +480,10 @@ def explain_connection(dialect, facts, settings, words):
     said = facts.said + (facts.aside if on_the_way or not facts.said else [])
     notes = [line.partition("debug1: ")[2] for line in facts.notes if " line " not in line]
     found = diagnose(JUMP_DIAGNOSES, facts.aside, words) if on_the_way else None
+    jump = jump_words(facts, words) if on_the_way and not found else None
+    if jump:
+        spoken = [line for line in facts.aside if not line.startswith(SAYS_NOTHING)]
+        found = diagnose(DIAGNOSES, spoken, jump)
     if not found and facts.obstacle == "refused":
         found = diagnose(((SIGNING, "{host} refused the login", AGENT_REFUSED),), said[::-1], words)
     found = found or diagnose(DIAGNOSES, said, words)

@@ -1,0 +1,27 @@
+"""Which machine is named when a jump host is in the way."""
+
+import os
+import sys
+
+import pytest
+import rig
+from rig.launches import key_lines
+
+
+@pytest.mark.parametrize(
+    "jump, words",
+    [
+        ("root@clustr.invalid", "no machine named clustr.invalid, on the way to node19, is known here"),
+        ("gate", "the host key of gate, on the way to node19, is unknown"),
+    ],
+)
+def test_the_jump_host_that_is_in_the_way_is_named(desk, machine, jump, words):
+    lines = [line for line in key_lines(machine) if "KnownHosts" not in line and "Strict" not in line]
+    lines += ["UserKnownHostsFile /dev/null", "StrictHostKeyChecking yes"]
+    config = ["Host gate", "HostName {}".format(machine.address)] + lines
+    config += ["Host node19", "HostName 127.0.0.1", "ProxyJump {}".format(jump)] + lines
+    environ = desk.environment(machine, TUNNEL_SSH=machine.make_ssh("jumping", config)[1])
+    argv = [sys.executable, str(desk.folder / "tunnel.py"), "--check", "john@node19", machine.classic]
+    done = rig.run(*argv, env=dict(os.environ, **environ))
+    assert words in done.stderr, done.stderr + "".join(desk.logs())
+    assert done.returncode == 255 and done.stderr.count("\n") == 1
