@@ -25,3 +25,13 @@ def test_the_jump_host_that_is_in_the_way_is_named(desk, machine, jump, words):
     done = rig.run(*argv, env=dict(os.environ, **environ))
     assert words in done.stderr, done.stderr + "".join(desk.logs())
     assert done.returncode == 255 and done.stderr.count("\n") == 1
+
+
+def test_a_proxy_command_that_ends_by_itself_is_named_with_its_last_words(desk, machine):
+    lines = ["Host node19", "ProxyCommand sh -c 'echo the proxy wants a ticket >&2; exit 3'"] + key_lines(machine)
+    environ = desk.environment(machine, TUNNEL_SSH=machine.make_ssh("ending", lines)[1])
+    argv = [sys.executable, str(desk.folder / "tunnel.py"), "--check", "john@node19", machine.classic]
+    done = rig.run(*argv, env=dict(os.environ, **environ))
+    assert "the ProxyCommand to node19 has ended by itself: " in done.stderr, done.stderr
+    assert "(the proxy wants a ticket)" in done.stderr and "overloaded" not in done.stderr
+    assert done.returncode == 255 and done.stderr.count("\n") == 1

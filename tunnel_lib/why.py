@@ -313,6 +313,23 @@ def copy_key_words(there):
     return words + [(there.user + "@" if there.user else "") + there.host]
 
 
+def says_closed(line):
+    """Whether ssh says of its connection, which a ``ProxyCommand`` carries, that it has been closed."""
+    return "UNKNOWN port 65535" in line or "_exchange_identification: " in line
+
+
+def proxy_ended(facts, words):
+    """The line on a ``ProxyCommand`` that has ended before the server spoke; None where it may not have."""
+    start = "debug1: Executing proxy command: exec "
+    commands = [line[len(start) :] for line in facts.notes if line.startswith(start)]
+    if not commands or not any(map(says_closed, facts.said)):
+        return None
+    last = last_of(facts.aside) or "it said nothing"
+    return "the ProxyCommand to {host} has ended by itself: {} ({}); run it by hand".format(
+        commands[-1][:QUOTED_LENGTH], last, host=words["host"]
+    )
+
+
 def jump_words(facts, words):
     """The words for the jump host that has not let anybody in; None where no ``ProxyJump`` leads to the host.
 
@@ -486,6 +503,9 @@ def explain_connection(dialect, facts, settings, words):
         found = diagnose(DIAGNOSES, spoken, jump)
     if not found and facts.obstacle == "refused":
         found = diagnose(((SIGNING, "{host} refused the login", AGENT_REFUSED),), said[::-1], words)
+    if on_the_way and not (found or jump):
+        mine = [line for line in facts.said if not says_closed(line)]
+        found = diagnose(DIAGNOSES, mine + facts.aside, words) or proxy_ended(facts, words)
     found = found or diagnose(DIAGNOSES, said, words)
     if facts.obstacle == "refused":  # the client may have been ended before it could say so
         found = found or "{host} refused the login; ".format(**words) + CHECK_LOGIN.format(**words)
