@@ -2203,11 +2203,10 @@ def ask_password(prompt):
     import socket
 
     port, _, token = os.environ["TUNNEL_ASKPASS"].partition(":")
-    if os.environ.get("SSH_ASKPASS_PROMPT"):  # since 8.4 ssh tells what only wants a yes, or to be seen
-        prompt = "Confirm " + prompt
+    kind = "Confirm " if "SSH_ASKPASS_PROMPT" in os.environ else ""  # so since 8.4: wants a yes, or to be seen
     answer = b""
     with socket.create_connection((LOOPBACK, int(port)), LOGIN_SECONDS) as connection:
-        connection.sendall("{}\n{}".format(token, prompt).encode("utf-8", "surrogateescape"))
+        connection.sendall("{}\n{}{}".format(token, kind, prompt).encode("utf-8", "surrogateescape"))
         connection.shutdown(socket.SHUT_WR)
         while len(answer) < 65536:
             more = connection.recv(4096)
