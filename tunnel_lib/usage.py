@@ -1,7 +1,6 @@
 """What is said of a command line that cannot be read: the mistake that its words look like."""
 
-RELATIVES = {"-p": "Port", "-J": "ProxyJump", "-i": "IdentityFile", "-l": "User", "-F": "Include"}
-VALUES = {"-F": "FILE"}
+RELATIVES = {"-p": "Port", "-J": "ProxyJump", "-i": "IdentityFile", "-l": "User"}
 QUOTES = "\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"  # typographic ones, which no shell takes
 ORDER = "options stand before the host, and a path with spaces stands in quotes"
 BY_HAND = "to try it by hand, without a front end: --check in front of them"
@@ -27,7 +26,7 @@ def guess(argv, request, fault):
     if words and (unread or "too many" in fault):
         return '--via: quote the whole COMMAND, as in --via "srun -n1 -u"; ' + fault
     if unread and flag in RELATIVES:
-        return "{}: not known; it is -o {}={}".format(flag, RELATIVES[flag], VALUES.get(flag, "VALUE"))
+        return "{}: not known; it is -o {}=VALUE".format(flag, RELATIVES[flag])
     if "too many" in fault:
         relay = [n for n, word in enumerate(argv[:-1]) if word == "--relay" and argv[n + 1].isdigit()]
         if relay:
