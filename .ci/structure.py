@@ -18,7 +18,7 @@ import tokenize
 # others that newer versions have dropped.
 STANDARD = """
     _signal _socket argparse binascii collections copy ctypes errno fcntl hashlib importlib io json os
-    pwd py_compile re resource select signal socket struct subprocess sys tempfile termios threading time
+    pwd py_compile re resource select shlex signal socket struct subprocess sys tempfile termios threading time
     traceback zlib
 """
 

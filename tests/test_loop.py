@@ -235,6 +235,8 @@ class Far:
 )
 def test_ports_that_somebody_holds_already(behaviours, held, monkeypatch):
     monkeypatch.setattr(product.Probe, "PATIENCE", 1.0 if "late" in behaviours else 0.5)
+    if "late" in behaviours:  # later than others, but not by as much as a port may be
+        monkeypatch.setattr(product.Probe, "LAST_PATIENCE", 1.0)
     far, calls = Far(*behaviours), []
     loop = product.Loop()
     probe = product.Probe(loop, far.ports, calls.append)
