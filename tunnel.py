@@ -2427,8 +2427,6 @@ class Try:
             self.client.end()
             self.timers.within("kill", KILL_SECONDS, lambda: self.client.end(force=True))
 
-    # -- what is said
-
     def hear(self, event, line):
         """Take an event into the facts, and act on what has changed."""
         self.password.remove()
@@ -2712,10 +2710,12 @@ def room(name, who):
     :returns: the module, loaded when this is called first
     :raises Fatal: the file is not there, or belongs to another version
     """
+    name = "tunnel_lib." + name
+    if name in sys.modules:
+        return sys.modules[name]
     folder = os.path.dirname(os.path.abspath(__file__))
     if folder not in sys.path:  # an embeddable Python, or a safe path
         sys.path.insert(0, folder)
-    name = "tunnel_lib." + name
     try:
         try:
             __import__(name)
@@ -2725,6 +2725,9 @@ def room(name, who):
     except ImportError as error:
         text = "{} the folder tunnel_lib beside tunnel.py, all of it and of its version ({}); run install.py again"
         raise Fatal(text.format(who, error), EX_SOFTWARE) from None
+    if not sys.modules["tunnel_lib"].is_of_one_version():
+        del sys.modules[name]
+        raise Fatal("Tunnel has been updated while this launch ran; launch again", EX_SOFTWARE)
     return sys.modules[name]
 
 
@@ -2905,8 +2908,6 @@ class Launch:
     def asking(self, command, settings, words=()):
         """The arguments with which the process behind a shared connection is asked to do something."""
         return [self.program, "-O", command] + list(words) + OpenSSH.login(self.request, settings)
-
-    # -- what tries call
 
     def step(self, name, text):
         """A step of the launch has been taken."""
