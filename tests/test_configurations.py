@@ -167,7 +167,7 @@ def test_an_address_family_that_was_asked_for_is_explained(desk, machine):
 REJECTED = "the client rejected its options"
 WRONG = {
     "BindAddress 192.0.2.1": "this machine lacks the address from which ssh is to connect .bind 192.0.2.1: ",
-    "ProxyCommand echo oops >&2; exit 3": "closed the connection before the login",
+    "ProxyCommand echo oops >&2; exit 3": "the ProxyCommand to .* has ended by itself: echo oops",
     "ProxyCommand no-such-program": "no-such-program",
     "NoSuchOption yes": REJECTED + ".*: Bad configuration option: nosuchoption",
     "Port lots": REJECTED + ".*: Bad port 'lots'",
