@@ -1203,9 +1203,11 @@ class Log:
     Each line goes out at once. Of what others say only so much is kept that nobody can fill a disk.
     """
 
+    on_quote = staticmethod(lambda who, line: None)  # hears what others say
+
     def __init__(self, folder, script, environ):
         self.path, self.descriptor = None, None
-        self.room, self.on_quote = {}, lambda who, line: None  # who speaks: how many bytes there is room for
+        self.room = {}  # who speaks: how many bytes there is room for
         now = time.time()
         day = time.strftime("%Y-%m-%d", time.localtime(now))
         name = "{}_{}_{}".format(script, time.strftime("%Y-%m-%d-%H%M%S", time.localtime(now)), os.getpid())
