@@ -1198,19 +1198,18 @@ def has_private_folder():
 
 
 class Log:
-    """The log of one launch: all that a user of a front end has. Never fails once it is open.
-
-    Each line goes out at once. Of what others say only so much is kept that nobody can fill a disk.
+    """The log of one launch: all that a user of a front end has. Never fails once it is open. Of what others say
+    only so much is kept that nobody can fill a disk.
     """
 
+    path = descriptor = None
     on_quote = staticmethod(lambda who, line: None)  # hears what others say
 
     def __init__(self, folder, script, environ):
-        self.path, self.descriptor = None, None
         self.room = {}  # who speaks: how many bytes there is room for
-        now = time.time()
-        day = time.strftime("%Y-%m-%d", time.localtime(now))
-        name = "{}_{}_{}".format(script, time.strftime("%Y-%m-%d-%H%M%S", time.localtime(now)), os.getpid())
+        now = time.localtime()
+        day = time.strftime("%Y-%m-%d", now)
+        name = "{}_{}_{}".format(script, time.strftime("%Y-%m-%d-%H%M%S", now), os.getpid())
         try:
             self._open(os.path.join(folder, "Logs"), day, name)
             return

@@ -1,7 +1,8 @@
 """What the shell scripts did not do: one file for each such thing, loaded when a launch needs it.
 
-An update replaces these files while launches run, and ``tunnel.py`` after all that it loads. Until all are in place
-a file :data:`MARKER` lies beside it. So a launch can tell whether a file that it loads late is of its version.
+An update replaces these files while launches run, and ``tunnel.py`` after all that it loads. Until all are
+in place a file :data:`MARKER` lies beside it. So a launch can tell whether a file that it loads late is
+of its version.
 """
 
 import os

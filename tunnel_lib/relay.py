@@ -606,7 +606,7 @@ JOB_STAGES = {
     "altered": "it changes what passes, or prints on standard output while the kernel runs",
 }
 NOT_APPENDED = (
-    "it ended with exit code 0 before the relay ran through it: it did not run what was appended to it, and one that"
+    "it ended with exit code 0 before the relay ran through it: it did not run what was appended to it; one that"
     " only prepares ends with `;`; or it does not pass standard input on"
 )
 NO_WAY_BACK = "its standard output does not come back; it has to pass that on"
