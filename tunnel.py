@@ -209,7 +209,7 @@ class LinkName:
 
 
 def is_link_host(text):
-    """Whether ``text`` can be the host in a link name: an address or a name, nothing that means more."""
+    """Whether ``text`` can be the host in a link name: an address or a name, and nothing else."""
     plain = text.replace(".", "").replace("-", "").replace(":", "").replace("_", "").replace("%", "")
     ascii_only = all(ord(character) < 128 for character in plain)
     if ":" not in text and not all(0 < len(label) < 64 for label in text.split(".")):
@@ -315,7 +315,7 @@ class Request:
 
     @property
     def callback(self):
-        """Whether the front end may create links that only a switchboard can carry."""
+        """Whether the front end may create links, on ports that it chooses after the launch (11.1 and later)."""
         return self.role is CONTROLLER and (self.kernel.links if self.links == "auto" else self.links) == CALLBACK
 
     @property
@@ -448,11 +448,11 @@ class Plan:
         self.forwards += [
             Forward("-R", port, LOOPBACK, relay) for port, relay in zip(ports, relays[2:] or (0,) * 4)
         ]
-        # For the remote shell, which takes only the path apart.
+        # Of these words the remote shell expands or splits the path alone, which is quoted therefore.
         self.command = " ".join([request.kernel.quoted] + kernel_words(request.kernel, request.role, self.link))
         if settings.guarded:
-            # A server that allows no terminal runs the kernel all the same, while ssh gives up: it would be
-            # run a second time. Where that is not known yet, the server is asked first.
+            # A server that refuses a terminal starts the kernel all the same, while ssh gives up: the next try
+            # would start a second one. So the kernel is started only where its standard input is a terminal.
             self.command = "test -t 0 && " + self.command
 
     @property
@@ -469,7 +469,7 @@ def kernel_words(kernel, role, link):
 
 
 def first_ports(request):
-    """The main link's remote ports for the first try: the local ones, unless the block does not fit."""
+    """The main link's remote ports for the first try: the local numbers, unless those after them exceed 65535."""
     ports = (request.link.data_port, request.link.message_port)
     span = 0 if request.role is COMPUTE else 8 if request.callback else 4
     return ports if max(ports) + span <= 65535 else draw_ports()
@@ -490,11 +490,11 @@ class Settings:
         "block",  # how many blocks of ports have been tried with this one
         "drops",  # how many tries a server, or a shared connection, has turned away before this one
         "share",  # the control socket of a connection that launches share; empty: one that has to be found first
-        "terminal",  # whether the kernel gets one, so that the server hangs up on it
-        "guarded",  # whether it is only run where that is granted
-        "forced",  # whether the user insists on one
+        "terminal",  # whether the kernel gets a terminal, so that the server hangs up on it
+        "guarded",  # whether the kernel is only run where the server has granted the terminal
+        "forced",  # whether the user insists on a terminal
         "separate",  # whether ssh's own words come through a pipe of their own
-        "lenient",  # whether forwards may fail, since one of the user's configuration does
+        "lenient",  # whether ssh goes on where a forward fails, since one of the user's configuration has failed
         "modern",  # whether ssh has the options of OpenSSH 8.7
         "any_family",  # whether the configuration's AddressFamily is overruled
         "asks",  # whether there may be somebody whom ssh can ask
@@ -578,7 +578,7 @@ class OpenSSH:
     kind = "ssh"
     failure = 255  # its exit code when it is ssh that failed
 
-    # Lines of the client, read in the sources of OpenSSH 7.6 to 10 (ssh.c, sshconnect.c, sshconnect2.c,
+    # What ssh prints: taken from the sources of OpenSSH 7.6 to 10 (ssh.c, sshconnect.c, sshconnect2.c,
     # clientloop.c, channels.c, nchan.c, mux.c, kex.c, misc.c).
     forms = (
         Form("OpenSSH_*", "version", (SILENT,)),
@@ -608,7 +608,7 @@ class OpenSSH:
         Form("mux_client_request_session: read from master failed: *", "stale", BEFORE_START),
         Form("mux_client_forward: write packet: *", "stale", BEFORE_START),
         Form("mux_client_forward: forwarding request failed: *", "mux forward", BEFORE_START),
-        # Forwards.
+        # Lines about forwards that fail, or that are more than was asked for.
         Form("Error: remote port forwarding failed for listen port *", "port", BEFORE_START),
         Form("Warning: remote port forwarding failed for listen port *", "port", BEFORE_START),
         Form("channel_setup_fwd_listener_tcpip: cannot listen to port: *", "port", BEFORE_START),
@@ -864,8 +864,8 @@ class Facts:
 
     def __init__(self):
         self.stage = SILENT
-        self.connected = False  # the kernel has
-        self.ended = False  # the kernel has
+        self.connected = False  # whether the kernel has connected to its main link
+        self.ended = False  # whether the kernel has ended
         self.status = None  # the kernel's exit code
         self.code = None  # the client's
         self.shared = False  # the client shares a connection that was there
@@ -1740,7 +1740,7 @@ class SocketEnd:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.deaf, sent = True, len(data)  # what it has said before can still be read
+            self.deaf, sent = True, len(data)  # what the peer has sent before can still be read
         if sent == len(data):
             return True
         self.pending = bytes(data[sent:])
@@ -2704,7 +2704,7 @@ def names_room(request):
 
 
 def room(name, who):
-    """A file of ``tunnel_lib``, of which each does one thing that the shell scripts did not do.
+    """Load a file of ``tunnel_lib``; each of those files does one thing that the shell scripts did not do.
 
     :param name: the file's, without its ending
     :param who: who needs the file, for the error
@@ -3122,7 +3122,7 @@ def start(script, role, argv):
     except OSError:
         os.chdir("/")  # it has been removed, and some modules could not be imported
     if sys.implementation.cache_tag is None:
-        forget_byte_code()  # it was damaged
+        forget_byte_code()  # whoever started this has found it damaged
     folder = os.path.dirname(os.path.abspath(__file__))
     inside = "TUNNEL_DETACHED" in os.environ
     if inside:

@@ -44,7 +44,7 @@ def test_a_wrong_path_is_an_error_of_the_launch(desk, machine, role, known):
     plain = launched(desk, machine, role, kernel=machine.write("plain", "text"))
     ends_with(desk, plain, 126, "cannot be executed")
     folder = launched(desk, machine, role, kernel=machine.home)
-    ends_with(desk, folder, 126, "cannot be executed")
+    ends_with(desk, folder, 126, "is a folder; the kernel is Executables/WolframKernel in it")
 
 
 @pytest.mark.parametrize("role", ["compute", "shared"])

@@ -54,7 +54,7 @@ class Handed:
         self.served = Served(hub.session, request, log, self._started, self._over)
 
     def tell(self, code, text):
-        """Tell the launch; it then says so itself, in the log too."""
+        """Tell the launch how it has gone; the launch shows the line to its user, and writes it into its log."""
         hub = self.hub
         hub.loop.cancel(self.timer)
         if self.watched:

@@ -59,9 +59,10 @@ LOGIN_ENDS = {
     TAKEN: "a start-up file of the login reads standard input, and got what the relay was sent; let it do so in"
     " interactive logins only",
 }
-# When the pipe at its standard input ends without a word, its launcher is dead. The goodbye that the pipe began
-# with then goes to its standard output, the client's standard input, and the client has 5 s to pass it on. That
-# pipe has been set to never block, and has stayed so: while it is full the word has to be said again.
+# The watchdog of a relay's client. The launcher first writes the relay's goodbye into the watchdog's standard
+# input. Where that pipe ends without another line, the launcher has died: the watchdog writes the goodbye to its
+# standard output, which is the client's standard input, and the client has 5 s to pass the goodbye on. The client's
+# pipe never blocks, as the launcher has set it: while it is full, the goodbye is written again.
 WATCHDOG = (
     'read -r word;read -r _&&exit;(i=0;while [ $i -lt 5 ]&&kill -0 "$1";do sleep 1;i=$((i+1));done;'
     'kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1" "$1")>/dev/null 2>&1& i=0;'
@@ -418,7 +419,7 @@ class RelaySession:
         return facts.stage < STARTED or not facts.killed
 
     def leave(self):
-        """The launcher is to end: say goodbye, so that the far end ends all by itself."""
+        """The launcher has been asked to end: say goodbye, upon which the relay ends its kernels and itself."""
         self.leaving = True
         self.near.abandon()
         current = self.launch.current
@@ -492,7 +493,7 @@ class Comeback:
         session.tell("relay: " + session.reason)
 
     def _wait(self, seconds):
-        """Let time pass; at once over when the machine has been asleep meanwhile."""
+        """Wait for some seconds; return at once when the machine turns out to have been asleep."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and not self.launch.signal:
             before, wall = time.monotonic(), time.time()

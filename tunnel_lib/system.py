@@ -190,7 +190,7 @@ def is_deserted(host, port):
 
 
 def look_for_front_end(timers, link, gone, first):
-    """Look for the front end while nothing connects to it, which would tell that it has gone.
+    """Look whether the front end still listens, until its kernel has connected: from then on the link tells.
 
     :param timers: :class:`Timers`, of which ``front end`` has to be disarmed when the kernel connects
     :param gone: called once when nobody listens any more where the front end waits for the main link

@@ -413,7 +413,9 @@ def explain_kernel(facts, words):
         found = found or misplaced(path, code, facts.printed, words)
         found = found or diagnose(of_script(path), facts.printed[::-1], words)
         found = found or "; ".join(KERNEL_CODES[code]).format(**words)
-    about = [line for line in facts.printed if path in line or "\\" in path]  # cmd.exe does not name it
+    about = [
+        line for line in facts.printed if path in line or "\\" in path
+    ]  # cmd.exe does not name the path that it has not found
     about = [line.replace(path, "") for line in about if code in (None, 1, 9009)]
     printed = [line.replace(path, "") for line in facts.printed]
     found = found or diagnose(SHELL_DIAGNOSES, about, words, any_case=True)
@@ -459,7 +461,7 @@ AGENT_REFUSED = (
     "the agent has not signed with a key that it holds ({found}); unlock it, or load the key without -c"
 )
 SECOND_FACTOR = " a second factor log in by hand and share that connection (ControlMaster of OpenSSH)"
-# What an obstacle means to which there is no further try, or why no connection was waited for any longer.
+# What users are told of an obstacle that ends a launch, and of a wait that came to its limit.
 EXPLAINED = {
     "no answer": "; ".join(UNANSWERED),
     "front end gone": "the front end has closed the main link, and nothing is run for it",

@@ -119,7 +119,7 @@ class Command:
             self._await()
 
     def print(self, data):
-        """Pass on whole lines; of very much only the last one, in the end."""
+        """Pass output on in whole lines; of too much only the last line, when the command has ended."""
         lines = (self.part + data).replace(b"\r", b"\n").split(b"\n")
         self.part = lines.pop()[-TEXT_TAIL:]
         self.printed += len(data)
