@@ -61,8 +61,8 @@ LOGIN_ENDS = {
 }
 # The watchdog of a relay's client. The launcher first writes the relay's goodbye into the watchdog's standard
 # input. Where that pipe ends without another line, the launcher has died: the watchdog writes the goodbye to its
-# standard output, which is the client's standard input, and the client has 5 s to pass the goodbye on. The client's
-# pipe never blocks, as the launcher has set it: while it is full, the goodbye is written again.
+# standard output, which is the client's standard input, and the client has 5 s to pass the goodbye on. That pipe
+# never blocks, as the launcher has set it: while it is full, the goodbye is written again.
 WATCHDOG = (
     'read -r word;read -r _&&exit;(i=0;while [ $i -lt 5 ]&&kill -0 "$1";do sleep 1;i=$((i+1));done;'
     'kill -s TERM -- "-$1";sleep 1;kill -s KILL -- "-$1" "$1")>/dev/null 2>&1& i=0;'
