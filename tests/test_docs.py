@@ -137,7 +137,7 @@ HANDLERS = (
     (r'"`userbaseDirectory`', parse_launch),
     (r"(?:python3 tunnel\.py|\S+/tunnel\.sh|env .*/tunnel\.sh) --check ", parse_check),
     (r"(?:(?:sudo )?python3 )?install\.py(?: |$)", parse_install),
-    (r"(?:python3 )?(?:tests|benchmarks)/\w+\.py$", compile_script),
+    (r"(?:python3 )?(?:tests|benchmarks|\.ci)/\w+\.py$", compile_script),
     (r"python3 tests/run\.py --python ", choose_tests),
     (r"ssh [a-z0-9@.]+ [a-z/]", parse_ssh),
     (r"ssh-keygen ", run_ssh_keygen),
