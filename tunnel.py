@@ -35,7 +35,7 @@ ALIVE_SECONDS, ALIVE_COUNT = 15, 3  # a server that has fallen silent is noticed
 VERIFY_SECONDS = 0.3  # how long a path that has not been seen to run may still turn out to be wrong
 SHARED_SECONDS = 20  # how long the process behind a shared connection may take to answer ssh
 SESSION_SECONDS = 1.0  # until an old client that shares a connection and says no more is taken to have a session
-LOST_SECONDS = 5.0  # from the main link's end to that of a kernel which has not noticed
+NOTICE_SECONDS = 5.0  # from the main link's end to that of a kernel which has not noticed
 STALL_SECONDS = 60  # how long a front end may take none of what its kernel has left behind
 QUIET_SECONDS = 5  # how long nothing may come, after the kernel's end, from who still holds its connections
 LATE_SECONDS = 5.0  # how long the client may go on once the links of this launch are closed
@@ -599,7 +599,7 @@ class OpenSSH:
         Form("command-line: line 0: Bad configuration option: *", "bad option", (SILENT,)),
         Form("Couldn't open logfile *", "no log", (SILENT,)),
         # A connection that is shared.
-        Form("debug1: mux_client_request_session: master session id: *", "session", BEFORE_START),
+        Form("debug1: mux_client_request_session: master session id: *", "command", BEFORE_START),
         Form("debug1: Requesting forwarding of *", "shared", (SILENT,)),
         Form("mux_client_request_session: session request failed: *", "full", BEFORE_START),
         Form("Control socket connect(*): *", "stale", (SILENT,)),
@@ -621,7 +621,7 @@ class OpenSSH:
         Form("debug1: Remote: Server has disabled port forwarding.", "no forwarding", BEFORE_START),
         Form("debug1: Remote: " + OVERRIDDEN, "exposed", BEFORE_START),
         # The session.
-        Form("debug1: Sending command: *", "session", (LOGGED_IN,)),
+        Form("debug1: Sending command: *", "command", (LOGGED_IN,)),
         Form("PTY allocation request failed on channel *", "no terminal"),
         Form("channel *: open failed: administratively prohibited: *", "no session", (LOGGED_IN,)),
         Form("channel *: open failed: connect failed: open failed", "no session", (LOGGED_IN,)),
@@ -743,7 +743,7 @@ class Plink:
         Form("ecdsa-sha2-*", "host key", (SILENT,)),
         Form("Access granted", "login", BEFORE_LOGIN),
         Form("Further authentication required", "first step", BEFORE_LOGIN),
-        Form("Started a shell/command", "session", (LOGGED_IN,)),
+        Form("Started a shell/command", "command", (LOGGED_IN,)),
         Form("Server refused to allocate pty", "told no terminal", (LOGGED_IN,)),
         Form("Forwarded connection refused by remote: Administratively prohibited*", "no opening", (STARTED,)),
         Form("Session sent command exit status *", "status", (STARTED,)),
@@ -919,7 +919,7 @@ STAGE_AFTER = {
     "host key": ANSWERED,
     "login": LOGGED_IN,
     "shared": LOGGED_IN,
-    "session": STARTED,
+    "command": STARTED,
 }
 
 
@@ -2495,7 +2495,7 @@ class Try:
 
         :returns: whether nothing is in the way
         """
-        self.timers.disarm("login", "answer", "session")
+        self.timers.disarm("login", "answer", "ssh session")
         return not self.facts.obstacle
 
     def kernel_ended(self):
@@ -2526,9 +2526,9 @@ class Try:
         if share:
             share.take_forwards_back(self.launch, facts, settings, self.plan)
         if facts.obstacle == "no terminal":
-            self.launch.memory.keep("terminal", "no")
+            self.launch.memory.remember("terminal", "no")
         elif facts.stage == STARTED and settings.guarded and facts.connected:
-            self.launch.memory.keep("terminal", "yes")
+            self.launch.memory.remember("terminal", "yes")
         if self.launch.shared and settings.share:
             self.launch.shared.learn(facts, settings)
 
@@ -2600,9 +2600,9 @@ class ForwardedTry(Try):
         if not self.settings.share:
             self.timers.within("login", SHARED_SECONDS, self.hung)
         if self.facts.version < SAYS_SESSION:
-            self.timers.within("session", SESSION_SECONDS, self._session_stands)
+            self.timers.within("ssh session", SESSION_SECONDS, self._session_stands)
         elif self.settings.share:
-            self.timers.within("session", self.launch.shared.patience, self.hung)
+            self.timers.within("ssh session", self.launch.shared.patience, self.hung)
 
     def _session_stands(self):
         if self.facts.stage != STARTED:
@@ -2630,7 +2630,7 @@ class ForwardedTry(Try):
 
     def _connected(self):
         self.facts.connected, self.facts.stage = True, STARTED  # whatever the client has said of it
-        self.timers.disarm("connect", "answer", "login", "session", "front end")
+        self.timers.disarm("connect", "answer", "login", "ssh session", "front end")
         if self.probe:
             self.probe.kernel_is_there()
         if self.launch.shared:
@@ -2641,12 +2641,12 @@ class ForwardedTry(Try):
     def _front_end_gone(self):
         """The front end has closed the main link, or has died. The kernel has a while to see that for itself."""
         if not self.facts.ended:
-            self.timers.within("lost", LOST_SECONDS, lambda: self.end("front end gone"))
+            self.timers.within("notice", NOTICE_SECONDS, lambda: self.end("front end gone"))
 
     # -- the end
 
     def kernel_ended(self):
-        self.timers.disarm("lost")
+        self.timers.disarm("notice")
         self._deliver()
 
     def is_over(self):
@@ -2773,7 +2773,7 @@ class NoMemory:
     def read(self):
         return {}
 
-    def keep(self, key, value):
+    def remember(self, key, value):
         pass
 
 
@@ -2932,13 +2932,13 @@ class Launch:
     def path_is_right(self):
         """The kernel has connected, or runs at least: remember its path."""
         if self.request.role is COMPUTE:
-            self.memory.keep("kernel " + self.request.kernel.path, time.strftime("%Y-%m-%d %H:%M:%S"))
+            self.memory.remember("kernel " + self.request.kernel.path, time.strftime("%Y-%m-%d %H:%M:%S"))
             self._tell()
 
     def _tell(self):
         """The launch stands; what has been kept of an earlier one is said now."""
         if self.died and not self.teller.has_told:
-            self.memory.keep("died", None)
+            self.memory.remember("died", None)
         self.teller.tell(0, self.died)
 
     def pause(self, seconds):
@@ -2986,8 +2986,8 @@ class Launch:
     def remember_death(self, text, request):
         """Have the next launch tell that a kernel ended before it connected, though its launch had returned."""
         when = time.strftime("%Y-%m-%d %H:%M:%S")
-        self.memory.keep("died", "launch, at {}, failed after it had returned: {}".format(when, text))
-        self.memory.keep("kernel " + request.kernel.path, None)
+        self.memory.remember("died", "launch, at {}, failed after it had returned: {}".format(when, text))
+        self.memory.remember("kernel " + request.kernel.path, None)
 
 
 def explain(launch, facts, settings, request=None):

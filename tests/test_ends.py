@@ -276,7 +276,7 @@ def leave(end, how):
 def test_all_ends_when_the_front_end_of_a_computing_kernel(desk, machine, users, how):
     """Within 10 s, and the forwards on a shared connection are taken back."""
     if how != "closes its links":
-        desk.alter(LOST_SECONDS=1)
+        desk.alter(NOTICE_SECONDS=1)
     before = set(machine.listeners())
     ends = launch_all(desk, machine, LAUNCHES, users)
     if how == "dies with much unread":
@@ -305,7 +305,7 @@ def fill(channel, seconds=10):
 
 def test_all_ends_when_a_front_end_dies_to_which_its_kernel_does_not_listen(desk, machine):
     """It has sent more than a computing kernel takes, so nobody is about to read what it says next."""
-    desk.alter(LOST_SECONDS=1)
+    desk.alter(NOTICE_SECONDS=1)
     ends = launch_all(desk, machine, [("callback", "ssh"), ("compute", "ssh")], None)
     compute(ends)
     for end in ends:
@@ -330,7 +330,7 @@ def test_all_ends_when_the_front_end_dies_while_the_kernel_boots(desk, machine):
 def test_a_front_end_that_lives_is_not_taken_for_a_dead_one(desk, machine, users):
     """Neither one that is idle, nor one that has closed all but the main data channel, nor one that is too busy to
     read what its kernel sends."""
-    desk.alter(LOST_SECONDS=0.3, STALL_SECONDS=0.3, LATE_SECONDS=0.3)
+    desk.alter(NOTICE_SECONDS=0.3, STALL_SECONDS=0.3, LATE_SECONDS=0.3)
     idle, less, half, busy = launch_all(desk, machine, [("callback", "ssh")] * 2 + LAUNCHES[:2], users)
     for channel in less.channels[1:]:
         channel.close()

@@ -42,7 +42,7 @@ def test_kernel_quits_before_the_front_end_closes_its_links(desk, machine, role,
 
 @ways
 def test_the_front_end_of_a_computing_kernel_dies(desk, machine, role, client):
-    desk.alter(LOST_SECONDS=1)
+    desk.alter(NOTICE_SECONDS=1)
     before, end = launched(desk, machine, role, client, "computing")
     end.die()
     before.again(end)

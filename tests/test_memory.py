@@ -13,22 +13,22 @@ pytestmark = pytest.mark.usefixtures("in_time")
 
 def test_what_is_remembered_and_forgotten(memory, tmp_path):
     assert memory.read() == {}
-    memory.keep("terminal", "yes")
-    memory.keep("kernel /a b/14.1/math\tx", "2024-01-01 12:00:00")
+    memory.remember("terminal", "yes")
+    memory.remember("kernel /a b/14.1/math\tx", "2024-01-01 12:00:00")
     assert memory.read() == {"terminal": "yes", "kernel /a b/14.1/math\tx": "2024-01-01 12:00:00"}
-    memory.keep("terminal", "no")
-    memory.keep("died", "several\nlines and a\ttab")
+    memory.remember("terminal", "no")
+    memory.remember("died", "several\nlines and a\ttab")
     assert product.Memory(memory.path).read()["died"] == "several lines and a tab"
-    memory.keep("died", None)
-    memory.keep("never known", None)
+    memory.remember("died", None)
+    memory.remember("never known", None)
     assert memory.read() == {"terminal": "no", "kernel /a b/14.1/math\tx": "2024-01-01 12:00:00"}
     assert (tmp_path / "memory").stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize("path", ["/ä/math", "/\udcff/math", "/a\u2028b/math", "/a\x85b/math", "/a\u00a0b/math"])
 def test_a_path_is_remembered_whatever_letters_it_has(memory, path):
-    memory.keep("kernel " + path, "now")
-    memory.keep("terminal", "yes")
+    memory.remember("kernel " + path, "now")
+    memory.remember("terminal", "yes")
     assert memory.read() == {"kernel " + path: "now", "terminal": "yes"}
 
 
@@ -38,7 +38,7 @@ def test_a_path_is_remembered_whatever_letters_it_has(memory, path):
 def test_a_damaged_file_is_no_reason_to_fail(memory, data):
     with open(memory.path, "wb") as stream:
         stream.write(data)
-    memory.keep("terminal", "yes")
+    memory.remember("terminal", "yes")
     known = memory.read()
     assert known.pop("terminal") == "yes"
     assert known == ({"a": "b"} if b"a\t" in data else {})
@@ -50,7 +50,7 @@ def test_where_nothing_can_be_remembered_a_launch_knows_nothing_and_goes_on(tmp_
     calls = []
     assert memory.change(lambda values: calls.append(dict(values))) == {}
     assert calls == [{}]
-    memory.keep("terminal", "yes")
+    memory.remember("terminal", "yes")
     assert memory.read() == {}
 
 
@@ -58,13 +58,13 @@ def test_where_nothing_can_be_remembered_a_launch_knows_nothing_and_goes_on(tmp_
 def test_what_is_no_file_of_ours_is_neither_waited_for_nor_written_to(memory, tmp_path, make):
     (tmp_path / "other").write_text("somebody's")
     make(memory.path)
-    memory.keep("terminal", "yes")
+    memory.remember("terminal", "yes")
     assert memory.read() == {}
     assert (tmp_path / "other").read_text() == "somebody's"
 
 
 def test_a_full_disk_is_no_reason_to_fail(memory, monkeypatch):
-    memory.keep("terminal", "yes")
+    memory.remember("terminal", "yes")
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -72,14 +72,14 @@ def test_a_full_disk_is_no_reason_to_fail(memory, monkeypatch):
     monkeypatch.setattr(os, "pwrite", full)
     values = memory.change(lambda values: values.update(more="x"))
     assert values["more"] == "x"
-    memory.keep("other", "x")
+    memory.remember("other", "x")
     monkeypatch.undo()
-    memory.keep("terminal", "no")
+    memory.remember("terminal", "no")
     assert memory.read()["terminal"] == "no"
 
 
 def test_somebody_who_holds_the_file_for_long_stops_nobody(memory):
-    memory.keep("terminal", "yes")
+    memory.remember("terminal", "yes")
     calls = []
     code = "import os, sys; os.lockf(os.open(sys.argv[1], os.O_RDWR), os.F_LOCK, 0)\n"
     code += "print(flush=True); sys.stdin.read()"
@@ -104,7 +104,7 @@ def test_launches_at_the_same_time_lose_nothing_of_each_other(memory):
             try:
                 for turn in range(10):
                     memory.change(count)
-                    memory.keep("{} {}".format(number, turn), "x")
+                    memory.remember("{} {}".format(number, turn), "x")
             finally:
                 os._exit(0)
         children.append(child)

@@ -430,7 +430,7 @@ def computing(desk, machine, role="callback", *arguments, **options):
 
 @pytest.mark.parametrize("how", ["quit", "die"])
 def test_a_front_end_that_goes_ends_a_computing_kernel(desk, machine, how):
-    desk.alter(LOST_SECONDS=0.5)
+    desk.alter(NOTICE_SECONDS=0.5)
     end = computing(desk, machine, client="plink" if how == "quit" else "ssh")
     end.quit() if how == "quit" else end.die()
     assert end.wait(8)[0] == 129

@@ -63,9 +63,9 @@ def test_a_launch_takes_the_first_connection_with_room(memory, sessions, room, f
     signal.alarm(5)
     pids = {"other": 1, "parent": os.getppid(), "gone": gone_pid()}
     for at, who in sessions:
-        memory.keep("session {} {}".format(at, pids[who]), "started")
+        memory.remember("session {} {}".format(at, pids[who]), "started")
     if room is not None:
-        memory.keep("room", room)
+        memory.remember("room", room)
     connections = shared(memory, full)
     memory.change(connections._choose)
     assert connections.number == number
@@ -80,8 +80,8 @@ def test_a_launch_takes_the_first_connection_with_room(memory, sessions, room, f
     + ["session 0 -1", "session 0 0", "session  1"],
 )
 def test_a_damaged_file_stops_no_launch_on_a_shared_connection(memory, key):
-    memory.keep(key, "started")
-    memory.keep("room", "1")
+    memory.remember(key, "started")
+    memory.remember("room", "1")
     connections = shared(memory)
     memory.change(connections._choose)
     assert connections.number == 0
@@ -95,7 +95,7 @@ def test_a_connection_that_has_refused_a_session_takes_as_many_as_are_on_it(memo
     others = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
     try:
         for other in others:
-            memory.keep("session 0 {}".format(other.pid), "started")
+            memory.remember("session 0 {}".format(other.pid), "started")
         memory.change(connections._choose)
         connections.refused()  # the third
         assert memory.read()["room"] == "2"
@@ -119,7 +119,7 @@ def test_a_connection_takes_one_session_at_least_and_what_it_took_once(memory):
     memory.change(connections._choose)
     assert connections.refused()
     assert memory.read()["room"] == "1"
-    memory.keep("room", "10")  # of a server that has been told to take fewer
+    memory.remember("room", "10")  # of a server that has been told to take fewer
     connections.refused()
     assert memory.read()["room"] == "1"
     connections.made.add(connections.number)
@@ -130,20 +130,20 @@ def test_what_a_connection_takes_is_learned_when_nobody_else_waits_for_an_answer
     connections = shared(memory)
     memory.change(connections._choose)
     for pid, value in ((1, "started"), (2, "asked")):
-        memory.keep("session 0 {}".format(pid), value)
+        memory.remember("session 0 {}".format(pid), value)
     connections.refused()
     assert "room" not in memory.read()
-    memory.keep("room", "3")
+    memory.remember("room", "3")
     connections.refused()
     assert memory.read()["room"] == "3"
-    memory.keep("session 0 2", "started")
+    memory.remember("session 0 2", "started")
     connections.refused()
     assert memory.read()["room"] == "2"
 
 
 def test_what_a_connection_takes_is_forgotten_with_the_last_session(memory):
-    memory.keep("room", "2")
-    memory.keep("session 0 {}".format(gone_pid()), "started")
+    memory.remember("room", "2")
+    memory.remember("session 0 {}".format(gone_pid()), "started")
     memory.change(shared(memory)._choose)
     assert "room" not in memory.read()
 

@@ -235,7 +235,7 @@ def test_all_that_a_kernel_has_sent_before_its_end_arrives(desk, machine, cluste
 
 @pytest.mark.parametrize("how", ["signal", "kill", "quit"])
 def test_the_launchers_end_is_that_of_the_job(desk, machine, cluster, how):
-    desk.alter(LOST_SECONDS=0.5)
+    desk.alter(NOTICE_SECONDS=0.5)
     end = running(desk, machine)
     end.quit() if how == "quit" else end.signal(signal.SIGKILL if how == "kill" else signal.SIGTERM)
     assert end.wait(10)[0] == {"signal": 143, "kill": -9, "quit": 129}[how]

@@ -68,7 +68,7 @@ AROUND = [
 ]
 
 # What ends with something that the client quotes: a path, a reason, a command.
-OPEN_ENDED = ("version", "proxy", "host key", "bad option", "no log", "session", "shared", "full", "stale", "name")
+OPEN_ENDED = ("version", "proxy", "host key", "bad option", "no log", "command", "shared", "full", "stale", "name")
 OPEN_ENDED += (
     "no session",
     "no opening",

@@ -59,12 +59,12 @@ class Names:
         """What is told for a link name; None for one that has to stay as it is."""
         if text in self.main or text in self.given or self.finished:
             return self.given.get(text)
-        told = rewritten(text, self.pairs[len(self.given)])
-        if told is None:
+        replacement = rewritten(text, self.pairs[len(self.given)])
+        if replacement is None:
             self.short += [] if text in self.short else [text]
             return None
-        self.given[text] = told
-        return told
+        self.given[text] = replacement
+        return replacement
 
     def target(self, position):
         """Where the link leads whose channel came in at one of the ports.

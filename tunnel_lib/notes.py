@@ -70,7 +70,7 @@ class Memory:
                 os.close(descriptor)
         return values
 
-    def keep(self, key, value):
+    def remember(self, key, value):
         """Remember one value; None forgets it."""
 
         def alter(values):

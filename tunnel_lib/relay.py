@@ -6,7 +6,7 @@ import time
 from tunnel import (
     CALLBACK_SECONDS,
     LATE_SECONDS,
-    LOST_SECONDS,
+    NOTICE_SECONDS,
     SHARED_SECONDS,
     STARTED,
     Delivery,
@@ -204,7 +204,7 @@ class Served:
 
     def _front_end_left(self):
         if self.code is None:
-            self.timers.within("lost", LOST_SECONDS, self._hang_up)
+            self.timers.within("notice", NOTICE_SECONDS, self._hang_up)
 
     def _hang_up(self):
         self.log.write("the front end has closed the main link: the kernel is hung up on")
@@ -212,7 +212,7 @@ class Served:
 
     def exited(self, code):
         """The kernel has ended; what it has sent may still be on its way."""
-        self.timers.disarm("lost", "connect", "front end")
+        self.timers.disarm("notice", "connect", "front end")
 
     def arrived(self):
         """All that the kernel has sent has arrived here: now the front end has to take it, or to give it up."""
@@ -227,7 +227,7 @@ class Served:
 
     def ended(self, code):
         """The kernel has ended, and all that it has sent has been handed on."""
-        self.timers.disarm("lost", "connect")
+        self.timers.disarm("notice", "connect")
         self.code = code
         if not self.is_over and (self.delivered or not self.delivery):
             self._over()
@@ -324,7 +324,7 @@ class RelaySession:
             self.launch.current.end("signal")
             return
         if not self.attached:
-            self.launch.memory.keep(self.key, self.near.secret)
+            self.launch.memory.remember(self.key, self.near.secret)
         self.near.attach(client.source, client.sink)
 
     @property
@@ -539,7 +539,7 @@ class RelayedTry(Try):
 
     def expect_end(self, why):
         """The client ends by itself now: with an exit code that tells more, and after its last words."""
-        self.timers.within("gone", LATE_SECONDS, lambda: self.end(why))
+        self.timers.within("client's end", LATE_SECONDS, lambda: self.end(why))
 
     def checked(self):
         """``--check`` has seen the kernel connect."""
@@ -707,7 +707,7 @@ def see_session_to_its_end(session, settings, on_failure=nothing, on_end=nothing
         raise
     finally:
         if session.settled:
-            launch.memory.keep(session.key, None)
+            launch.memory.remember(session.key, None)
         on_end()
         for each in list(session.kernels.values()):
             if each.log is not launch.log and each.stands:

@@ -193,7 +193,7 @@ class SharedConnections:
         if facts.code == 0 or self.launch.signal:
             return True
         if facts.obstacle in ("asked", "refused") and self._users_own():
-            self.memory.keep("refused", "yes")  # and not tried again as long as that one is there
+            self.memory.remember("refused", "yes")  # and not tried again as long as that one is there
             return False
         raise Fatal(explain(self.launch, facts, settings), verdict(self.launch.dialect, facts))
 
@@ -203,7 +203,7 @@ class SharedConnections:
         if found:
             self.launch.log.write("a connection that you share yourself is used: --share has no login of its own")
         else:
-            self.memory.keep("refused", None)
+            self.memory.remember("refused", None)
         return found
 
     def started(self):
@@ -231,7 +231,7 @@ class SharedConnections:
         if facts.obstacle == "stale" and self.number in self.made:
             facts.obstacle = "lost"  # another one would be
         if facts.stage == STARTED and self.number in self.made:
-            self.memory.keep("exposed", "yes" if facts.exposed else None)
+            self.memory.remember("exposed", "yes" if facts.exposed else None)
 
     def overhear(self, pipe):
         """Go on listening to a connection that this launch has made: only the process behind the connection says
@@ -305,7 +305,7 @@ class SharedConnections:
         """This launch's session is over."""
         self.hush()
         if self.number is not None:
-            self.memory.keep(self._key, None)
+            self.memory.remember(self._key, None)
             self.number = None
 
     @property

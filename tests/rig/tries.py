@@ -66,7 +66,7 @@ SSH_LINES = [
     ("command-line: line 0: Bad configuration option: sessiontype", "bad option", (SILENT,), ["sessiontype"]),
     ("Couldn't open logfile /run/user/1/tunnel/log-1: Permission denied", "no log", (SILENT,), None),
     # A connection that is shared.
-    ("debug1: mux_client_request_session: master session id: 2", "session", BEFORE_START, ["2"]),
+    ("debug1: mux_client_request_session: master session id: 2", "command", BEFORE_START, ["2"]),
     (
         "debug1: Requesting forwarding of remote forward 127.0.0.1:53994 -> 127.0.0.1:40001",
         "shared",
@@ -127,7 +127,7 @@ SSH_LINES = [
         ["127.0.0.1"],
     ),
     # The session.
-    ('debug1: Sending command: "/opt/14.1/math" -wstp', "session", (LOGGED_IN,), ['"/opt/14.1/math" -wstp']),
+    ('debug1: Sending command: "/opt/14.1/math" -wstp', "command", (LOGGED_IN,), ['"/opt/14.1/math" -wstp']),
     ("PTY allocation request failed on channel 0", "no terminal", ALWAYS, ["0"]),
     ("debug1: client_input_channel_req: channel 2 rtype exit-status reply 0", "ended", (STARTED,), ["2", "0"]),
     ("debug1: client_input_channel_req: channel 0 rtype exit-signal reply 0", "signal", (STARTED,), None),
@@ -151,7 +151,7 @@ PLINK_LINES = [
     ("ecdsa-sha2-nistp256 256 SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU", "host key", (SILENT,), None),
     ("Access granted", "login", BEFORE_LOGIN, []),
     ("Further authentication required", "first step", BEFORE_LOGIN, []),
-    ("Started a shell/command", "session", (LOGGED_IN,), []),
+    ("Started a shell/command", "command", (LOGGED_IN,), []),
     ("Server refused to allocate pty", "told no terminal", (LOGGED_IN,), []),
     ("Session sent command exit status 7", "status", (STARTED,), ["7"]),
     ("Server sent command exit status 7", "status", (STARTED,), ["7"]),
